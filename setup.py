@@ -16,7 +16,8 @@ setup(
     author=cfg['author'], license=cfg['license'], classifiers=['Programming Language :: Python :: 3'],
     long_description=(here / 'README.md').read_text(encoding='utf-8') if (here / 'README.md').exists() else '',
     long_description_content_type='text/markdown', python_requires=f">={cfg['min_python']}",
-    packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]), package_data={cfg['lib_name']: ['py.typed']},
+    packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]),
+    package_data={cfg['lib_name']: ['py.typed']},
     install_requires=split(cfg['requirements']), extras_require=extras,
     entry_points={'console_scripts': split(cfg.get('console_scripts', ''))},
 )
