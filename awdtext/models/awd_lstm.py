@@ -160,19 +160,20 @@ class AWD_LSTM(nn.Module):
             new_state.append(new)
         return EncoderOutput(x, tuple(new_state))
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #98b41b1b
+# %% ../../nbs/models/12_awd_lstm.ipynb #2261f0c4
 def new_embedding(
     vocab_sz:int,  # Size of the vocabulary
     emb_sz:int,    # Size of an embedding
     pad_token:int, # Id of the padding token, which is not trained
 )->nn.Embedding:   # With weights from [-0.1, 0.1]
     "An embedding initialised as the paper's."
-    if not 0 <= pad_token < vocab_sz: raise ValueError(f"pad_token={pad_token} is not in a vocabulary of {vocab_sz} words.")
+    if not 0 <= pad_token < vocab_sz:
+        raise ValueError(f"pad_token={pad_token} is not in a vocabulary of {vocab_sz} words.")
     emb = nn.Embedding(vocab_sz, emb_sz, padding_idx=pad_token)
     nn.init.uniform_(emb.weight, -.1, .1)
     return emb
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #0283f146
+# %% ../../nbs/models/12_awd_lstm.ipynb #a097e6fe
 def check_state(
     state:tuple|None, # `(h, c)` of each layer, or None
     n_layers:int,     # How many layers there are
@@ -180,7 +181,8 @@ def check_state(
 )->None:
     "An error, unless `state` fits."
     if state is None: return
-    if len(state) != n_layers: raise ValueError(f"The state has {len(state)} layers and the encoder {n_layers}: give the state that it returned.")
+    if len(state) != n_layers:
+        raise ValueError(f"The state has {len(state)} layers and the encoder {n_layers}: give the state that it returned.")
     if len(state[0][0]) != bs:
         raise ValueError(f"The state is of a batch of {len(state[0][0])} and the ids are of a batch of {bs}: "
                          "start with state=None, or select the rows of the state.")

@@ -56,7 +56,7 @@ def add_grads(
     if dW.dtype == h.dtype: dW.addmm_(dz.T, h)
     else: dW += dz.T @ h
 
-# %% ../../nbs/models/13_decoder.ipynb #20e9f366
+# %% ../../nbs/models/13_decoder.ipynb #6a2882a4
 def fused_nll(
     hidden:Tensor,            # Hidden states, (n, n_hid)
     weight:Tensor,            # Decoder weights, (vocab_sz, n_hid)
@@ -71,7 +71,8 @@ def fused_nll(
     exact = torch.promote_types(dtype, torch.float32)
     chunk = min(chunk or chunk_rows(len(W)), max(n, 1))
     z,logp = h.new_empty(chunk, len(W)), h.new_empty(chunk, len(W), dtype=exact)
-    dh,dW,db = (torch.zeros_like(o, dtype=exact) if need else None for o, need in zip((hidden, weight, bias), needs))
+    inputs = zip((hidden, weight, bias), needs)
+    dh,dW,db = (torch.zeros_like(o, dtype=exact) if need else None for o, need in inputs)
     total = h.new_zeros((), dtype=exact)
     for s in (slice(i, min(i + chunk, n)) for i in range(0, n, chunk)):
         rows = slice(s.stop - s.start)
@@ -102,7 +103,7 @@ class FusedNLL(torch.autograd.Function):
         grads = (None if g is None else (grad * g).to(dtype) for g, dtype in zip(ctx.grads, ctx.dtypes))
         return *grads, None, None
 
-# %% ../../nbs/models/13_decoder.ipynb #bada40ce
+# %% ../../nbs/models/13_decoder.ipynb #522f4557
 def linear_cross_entropy(
     hidden:Tensor,          # Hidden states, (n, n_hid)
     weight:Tensor,          # Decoder weights, (vocab_sz, n_hid)
@@ -133,10 +134,12 @@ def drop_ignored(
     counts = targets != ignore_index
     if not counts.all(): hidden,targets = hidden[counts], targets[counts]
     wrong = targets[(targets < 0) | (targets >= vocab_sz)]
-    if len(wrong): raise ValueError(f"Target {int(wrong[0])} is no id of a vocabulary of {vocab_sz} words (ignored is {ignore_index}).")
+    if len(wrong):
+        raise ValueError(f"Target {int(wrong[0])} is no id of a vocabulary of {vocab_sz} words: use 0 to {vocab_sz - 1}, "
+                         f"or {ignore_index} for what does not count.")
     return hidden, targets
 
-# %% ../../nbs/models/13_decoder.ipynb #6d2486b1
+# %% ../../nbs/models/13_decoder.ipynb #f678dfd1
 class LinearDecoder(nn.Module):
     "From the encoder's output to the words, with weights of its own or those of the embedding."
     def __init__(self,
@@ -148,7 +151,8 @@ class LinearDecoder(nn.Module):
     ):
         super().__init__()
         self.output_dp = VariationalDropout(output_p)
-        self.register_parameter('weight', None if tie_weights else nn.Parameter(torch.empty(n_out, n_hid).uniform_(-.1, .1)))
+        weight = None if tie_weights else nn.Parameter(torch.empty(n_out, n_hid).uniform_(-.1, .1))
+        self.register_parameter('weight', weight)
         self.register_parameter('bias', nn.Parameter(torch.zeros(n_out)) if bias else None)
 
     def forward(self,

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/models/10_dropout.ipynb #448ff935
+# %% ../../nbs/models/10_dropout.ipynb #c7e785ef
 def check_p(
     p:float,      # A probability of dropping
     name:str='p', # What the error calls it
 )->float:         # `p` itself
     "`p`, if something is kept under it; else an error."
     if not 0 <= p < 1:
-        raise ValueError(f"{name}={p} is no dropout probability: use 0 <= {name} < 1 (0 turns it off, 1 would keep nothing).")
+        raise ValueError(f"{name}={p} is no dropout probability: use 0 <= {name} < 1 "
+                         "(0 turns it off, 1 would keep nothing).")
     return p
 
 # %% ../../nbs/models/10_dropout.ipynb #372682df
@@ -73,7 +74,7 @@ class EmbeddingDropout(nn.Module):
 
     def extra_repr(self): return f'embed_p={self.embed_p}'
 
-# %% ../../nbs/models/10_dropout.ipynb #1a771ad4
+# %% ../../nbs/models/10_dropout.ipynb #3f1ddee9
 def stand_in(
     module:nn.Module,         # Any module
     tensors:dict[str,Tensor], # What to use in the place of its parameters, by name
@@ -81,11 +82,11 @@ def stand_in(
     "A shallow copy of `module` that computes with `tensors`."
     twin = copy(module)
     twin._parameters = {**module._parameters, **tensors}
-    if isinstance(module, nn.RNNBase):  # it holds its weights a second time, in the order in which the kernel wants them
+    if isinstance(module, nn.RNNBase):  # which holds its weights a second time, in the kernel's order
         twin._flat_weights = [getattr(twin, name) for name in twin._flat_weights_names]
     return twin
 
-# %% ../../nbs/models/10_dropout.ipynb #0831fe2b
+# %% ../../nbs/models/10_dropout.ipynb #7cc53595
 class WeightDropout(nn.Module):
     "A module some of whose weights are dropped in training, anew in each call."
     def __init__(self,
@@ -98,7 +99,8 @@ class WeightDropout(nn.Module):
         self.layer_names = [layer_names] if isinstance(layer_names, str) else list(layer_names)
         own = [name for name, _ in module.named_parameters(recurse=False)]
         if unknown := [name for name in self.layer_names if name not in own]:
-            raise ValueError(f"{type(module).__name__} has no parameter {', '.join(unknown)}: layer_names can be {', '.join(own)}.")
+            raise ValueError(f"{type(module).__name__} has no parameter {', '.join(unknown)}: "
+                             f"layer_names can be {', '.join(own)}.")
 
     def forward(self,
         *args, # What the module takes

@@ -30,7 +30,7 @@ def lstm_loop(
         hs.append(h)
     return torch.stack(hs, dim=1), (h, c)
 
-# %% ../../nbs/models/11_lstm.ipynb #dc61ae70
+# %% ../../nbs/models/11_lstm.ipynb #d687f2d9
 class WeightDropLSTM(nn.Module):
     "One LSTM layer whose hidden-to-hidden weights are dropped in training, once for each call."
     def __init__(self,
@@ -58,7 +58,9 @@ class WeightDropLSTM(nn.Module):
         return lstm_kernel(x, *state, W, U, self.bias_ih_l0, self.bias_hh_l0)
 
     def _drop(self, weight, p): return F.dropout(weight, p) if self.training and p > 0 else weight
-    def extra_repr(self): return f'{self.n_in}, {self.n_hid}, weight_p={self.weight_p}, input_weight_p={self.input_weight_p}'
+
+    def extra_repr(self):
+        return f'{self.n_in}, {self.n_hid}, weight_p={self.weight_p}, input_weight_p={self.input_weight_p}'
 
 # %% ../../nbs/models/11_lstm.ipynb #fa276eaa
 def lstm_kernel(
