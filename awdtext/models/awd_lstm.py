@@ -173,7 +173,7 @@ def new_embedding(
     nn.init.uniform_(emb.weight, -.1, .1)
     return emb
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #a097e6fe
+# %% ../../nbs/models/12_awd_lstm.ipynb #cbc16467
 def check_state(
     state:tuple|None, # `(h, c)` of each layer, or None
     n_layers:int,     # How many layers there are
@@ -182,7 +182,7 @@ def check_state(
     "An error, unless `state` fits."
     if state is None: return
     if len(state) != n_layers:
-        raise ValueError(f"The state has {len(state)} layers and the encoder {n_layers}: give the state that it returned.")
+        raise ValueError(f"The state has {len(state)} layers and the encoder {n_layers}: give what it returned.")
     if len(state[0][0]) != bs:
         raise ValueError(f"The state is of a batch of {len(state[0][0])} and the ids are of a batch of {bs}: "
                          "start with state=None, or select the rows of the state.")

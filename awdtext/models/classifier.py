@@ -147,7 +147,7 @@ class ClassifierOutput(NamedTuple):
     dropped:Tensor # The same: a classifier drops after pooling
     mask:Tensor    # Which outputs are pooled, (bs, L)
 
-# %% ../../nbs/models/15_classifier.ipynb #11f979f1
+# %% ../../nbs/models/15_classifier.ipynb #3760d766
 class TextClassifier(nn.Module):
     "A sentence encoder and a head."
     def __init__(self,
@@ -158,7 +158,9 @@ class TextClassifier(nn.Module):
         self.sentences,self.head = sentences,head
 
     @property
-    def encoder(self): return self.sentences.encoder
+    def encoder(self):
+        "The `AWD_LSTM` that reads the windows, as in a `LanguageModel`."
+        return self.sentences.encoder
 
     def forward(self,
         ids:Tensor,     # Right-padded token ids, (bs, seq_len)

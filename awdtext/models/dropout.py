@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['RNNDropout', 'check_p', 'variational_mask', 'VariationalDropout', 'EmbeddingDropout', 'stand_in', 'WeightDropout']
 
-# %% ../../nbs/models/10_dropout.ipynb #55021b5a
+# %% ../../nbs/models/10_dropout.ipynb #e4cdac82
 from copy import copy
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +50,7 @@ class VariationalDropout(nn.Module):
 
 RNNDropout = VariationalDropout
 
-# %% ../../nbs/models/10_dropout.ipynb #65736b10
+# %% ../../nbs/models/10_dropout.ipynb #c2549812
 class EmbeddingDropout(nn.Module):
     "An embedding in which whole word types are dropped."
     def __init__(self,
@@ -62,7 +61,9 @@ class EmbeddingDropout(nn.Module):
         self.emb,self.embed_p = emb,check_p(embed_p, 'embed_p')
 
     @property
-    def weight(self): return self.emb.weight
+    def weight(self):
+        "The embedding's weights, (vocab_sz, emb_sz), of which none is ever dropped."
+        return self.emb.weight
 
     def forward(self,
         ids:Tensor, # Token ids, of any shape
