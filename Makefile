@@ -26,7 +26,7 @@ readme: $(STAMP) ## Write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
 bench: $(STAMP) ## Run every script in benchmarks/, one after the other
-	$(call say,bench: $(words $(benchmarks)) scripts in benchmarks/)
+	$(call say,bench: scripts found in benchmarks/: $(words $(benchmarks)))
 	@set -e; for script in $(benchmarks); do printf '\n== bench: %s\n' $$script; $(BIN)/python $$script; done
 
 venv: $(STAMP) ## Make .venv and install the package in it
@@ -56,7 +56,7 @@ sync: $(STAMP)
 
 lint: $(STAMP)
 	$(call say,test 2/6: ruff on modules and notebooks and tests)
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --output-format concise .
 
 floors: $(STAMP)
 	$(call say,test 3/6: no module imports from a higher floor)
@@ -76,7 +76,7 @@ pytest: $(STAMP)
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.10 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
-	$(call say,venv: installing the package and its tools into .venv (once; a minute or two))
+	$(call say,venv: installing the package and its tools into .venv (once; some minutes))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --no-input --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

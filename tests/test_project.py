@@ -13,6 +13,7 @@ from statistics import median
 
 import check_sync
 import floors
+import nbformat
 import pytest
 import readme
 from fastcore.docments import docments
@@ -118,6 +119,17 @@ def test_notebooks_are_clean_and_modules_are_what_they_export(): report(check_sy
 
 
 def test_readme_is_what_index_gives(): report(readme.offenders())
+
+
+def test_readme_hides_what_is_hidden_and_moves_links(tmp_path):
+    cell,text = nbformat.v4.new_code_cell,nbformat.v4.new_markdown_cell
+    shown = cell('#|eval: false\nx = 1\nx', outputs=[nbformat.v4.new_output('execute_result', {'text/plain': '1'})])
+    links = text('# t\n\n[a](../LICENSE) [b](data/02_b.ipynb#c) [d](https://e.f/) [g](#h)\n\n```\ni[0](j)\n```')
+    notebook = nbformat.v4.new_notebook(cells=[links, cell('#|hide\nsecret'), shown])
+    nbformat.write(notebook, tmp_path / 'index.ipynb')
+    assert readme.make_readme(tmp_path / 'index.ipynb') == (
+        '# t\n\n[a](LICENSE) [b](nbs/data/02_b.ipynb#c) [d](https://e.f/) [g](#h)\n\n```\ni[0](j)\n```\n\n'
+        '```python\nx = 1\nx\n```\n\n    1\n')
 
 
 def test_contract_lists_the_modules_in_the_order_of_their_notebooks(): report(floors.offenders())

@@ -16,6 +16,7 @@ dependencies = {dependencies}
 {extras}
 [tool.deptry]
 optional_dependencies_dev_groups = ["dev"]
+known_first_party = ["awdtext"]
 """
 
 
