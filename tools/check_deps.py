@@ -17,6 +17,10 @@ dependencies = {dependencies}
 [tool.deptry]
 optional_dependencies_dev_groups = ["dev"]
 known_first_party = ["awdtext"]
+[tool.deptry.per_rule_ignores]
+# imported only inside a notebook, where it is there
+DEP001 = ["IPython"]
+DEP003 = ["IPython"]
 """
 
 
