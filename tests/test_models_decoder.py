@@ -1,0 +1,255 @@
+"The fused loss against torch's, and the language model around it."
+import math
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from test_models_dropout import LargestResult
+from torch.testing import assert_close
+
+from awdtext.core import seed_all
+from awdtext.models.decoder import LinearDecoder, linear_cross_entropy
+from awdtext.models.language_model import LanguageModel, get_language_model, lm_split
+
+
+def problem(n=23, vocab_sz=17, n_hid=6, dtype=torch.float64, ignored=4):
+    "Hidden states, weights and a bias to differentiate, and targets of which some do not count."
+    shapes = (n, n_hid), (vocab_sz, n_hid), (vocab_sz,)
+    h,W,b = (torch.randn(*shape, dtype=dtype).requires_grad_() for shape in shapes)
+    t = torch.randint(vocab_sz, (n,))
+    t[torch.randperm(n)[:ignored]] = -100
+    return h, W, b, t
+
+
+def torchs(h, W, b, t, reduction='mean'): return F.cross_entropy(F.linear(h, W, b), t, reduction=reduction)
+
+
+# The fused loss
+
+@pytest.mark.parametrize('chunk', [None, 1, 5, 19, 23, 1000])
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+@pytest.mark.parametrize('ignored', [0, 4])
+def test_value_and_gradients_are_torchs(chunk, reduction, ignored):
+    h,W,b,t = problem(ignored=ignored)
+    ours = linear_cross_entropy(h, W, b, t, reduction=reduction, chunk=chunk)
+    other = torchs(h, W, b, t, reduction)
+    assert_close(ours, other)
+    assert_close(torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(other, (h, W, b)))
+
+
+def test_float32_is_exact_at_the_size_of_a_model():
+    h,W,b,t = problem(500, 3000, 50, torch.float32)
+    ours,other = linear_cross_entropy(h, W, b, t, chunk=64), torchs(h.double(), W.double(), b.double(), t)
+    assert_close(ours.double(), other, rtol=1e-6, atol=0)
+    for g, exact in zip(torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(other, (h, W, b))):
+        assert_close(g, exact, rtol=1e-5, atol=1e-5 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_gradcheck(reduction):
+    *inputs,t = problem(6, 5, 3)
+    def loss(*inputs): return 3 * linear_cross_entropy(*inputs, t, reduction=reduction, chunk=4)
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+@pytest.mark.parametrize('needs', [(h, w, b) for h in (0, 1) for w in (0, 1) for b in (0, 1) if h + w + b])
+def test_only_the_gradients_asked_for_are_made(needs):
+    *inputs,t = problem()
+    for o, need in zip(inputs, needs): o.requires_grad_(bool(need))
+    (2.5 * linear_cross_entropy(*inputs, t, chunk=8)).backward()
+    ours = [o.grad for o in inputs]
+    for o in inputs: o.grad = None
+    (2.5 * torchs(*inputs, t)).backward()
+    for g, o, need in zip(ours, inputs, needs):
+        if need: assert_close(g, o.grad)
+        else: assert g is None
+
+
+def test_without_bias():
+    h,W,_,t = problem()
+    ours,other = linear_cross_entropy(h, W, None, t), torchs(h, W, None, t)
+    assert_close(torch.autograd.grad(ours, (h, W)), torch.autograd.grad(other, (h, W)))
+
+
+def test_two_losses_and_two_backward_passes():
+    h,W,b,t = problem()
+    loss = 2 * linear_cross_entropy(h, W, b, t) + linear_cross_entropy(h.sin(), W, b, t)
+    loss.backward(retain_graph=True)
+    once = W.grad.clone()
+    loss.backward()
+    assert_close(W.grad, 2 * once)
+
+
+def test_without_grad_only_the_loss_is_computed():
+    h,W,b,t = problem(2000, 30)
+    with torch.no_grad(), LargestResult() as largest: loss = linear_cross_entropy(h, W, b, t, chunk=10)
+    assert not loss.requires_grad
+    assert_close(loss, torchs(h, W, b, t).detach())
+    assert largest.n <= h.numel()
+    frozen = linear_cross_entropy(h.detach(), W.detach(), b.detach(), t)
+    assert not frozen.requires_grad
+
+
+def test_the_whole_logits_are_never_made():
+    h,W,b,t = problem(400, 100, 5)
+    with LargestResult() as largest: linear_cross_entropy(h, W, b, t, chunk=20).backward()
+    assert largest.n <= 20 * 100
+    with LargestResult() as largest: torchs(h, W, b, t).backward()
+    assert largest.n == 400 * 100
+
+
+def test_a_very_unlikely_target_costs_what_it_costs():
+    W,h = torch.tensor([[2000.], [0.], [-500.]], requires_grad=True), torch.ones(2, 1, requires_grad=True)
+    loss = linear_cross_entropy(h, W, None, torch.tensor([1, 2]), reduction='sum')
+    assert loss.item() == 2000 + 2500
+    loss.backward()
+    assert_close(W.grad[:, 0], torch.tensor([2., -1., -1.]))
+    assert_close(h.grad[:, 0], torch.tensor([2000., 2500.]))
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_no_targets_cost_nothing(reduction):
+    h,W,b,t = problem()
+    loss = linear_cross_entropy(h, W, b, torch.full_like(t, -100), reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0
+    for o in (h, W, b): assert (o.grad == 0).all()
+    assert linear_cross_entropy(h[:0], W, b, t[:0], reduction=reduction).item() == 0
+
+
+def test_another_value_can_be_ignored():
+    h,W,b,t = problem(ignored=0)
+    expected = F.cross_entropy(F.linear(h, W, b), t, ignore_index=3)
+    assert_close(linear_cross_entropy(h, W, b, t, ignore_index=3), expected)
+
+
+def test_bfloat16_sums_in_float32():
+    h,W,b,t = problem(600, 300, 32, torch.bfloat16)
+    ours,exact = linear_cross_entropy(h, W, b, t, chunk=50), torchs(h.double(), W.double(), b.double(), t)
+    assert ours.dtype == torch.float32
+    assert_close(ours.double(), exact, rtol=5e-3, atol=0)
+    for g, e, o in zip(torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(exact, (h, W, b)), (h, W, b)):
+        assert g.dtype == o.dtype
+        assert (g - e).norm() < .02 * e.norm()
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_the_gradients_dtype():
+    h,W,b,t = problem(60, 30, 8, torch.float32)
+    exact = linear_cross_entropy(h, W, b, t)
+    with torch.autocast('cpu', torch.bfloat16): rough = linear_cross_entropy(h, W, b, t)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs() < .02
+    assert torch.autograd.grad(rough, W)[0].dtype == torch.float32
+
+
+def test_the_gradient_of_a_gradient_is_refused():
+    h,W,b,t = problem()
+    with pytest.raises(RuntimeError, match='no second derivative: use F.cross_entropy'):
+        torch.autograd.grad(linear_cross_entropy(h, W, b, t), h, create_graph=True)
+
+
+@pytest.mark.parametrize('target', [17, -1, -99])
+def test_a_target_that_is_no_word_is_named(target):
+    h,W,b,t = problem()
+    t[3] = target
+    with pytest.raises(ValueError, match=f'Target {target} is no id of a vocabulary of 17 words: use 0 to 16, or -100'):
+        linear_cross_entropy(h, W, b, t)
+
+
+def test_wrong_arguments_are_told():
+    h,W,b,t = problem()
+    def fails(message): return pytest.raises(ValueError, match=message)
+    with fails("reduction='none': use 'mean' or 'sum'"): linear_cross_entropy(h, W, b, t, reduction='none')
+    with fails(r'hidden is \(23, 6\), targets \(22,\)'): linear_cross_entropy(h, W, b, t[1:])
+    with fails('chunk=0: use at least 1'): linear_cross_entropy(h, W, b, t, chunk=0)
+
+
+# The language model
+
+def new_lm(**settings): return get_language_model(20, dict(emb_sz=4, n_hid=6) | settings).double()
+
+
+@pytest.mark.parametrize('tie_weights', [True, False])
+@pytest.mark.parametrize('out_bias', [True, False])
+def test_loss_is_the_cross_entropy_of_the_logits(tie_weights, out_bias):
+    lm,ids = new_lm(tie_weights=tie_weights, out_bias=out_bias), torch.randint(20, (3, 6))
+    y = torch.randint(20, (3, 6))
+    y[1, 2:] = -100
+    out = lm(ids)
+    ours,other = lm.loss(out.dropped, y), F.cross_entropy(lm.logits(out.dropped).transpose(1, 2), y)
+    assert_close(ours, other)
+    params = list(lm.parameters())
+    assert_close(torch.autograd.grad(ours, params, retain_graph=True), torch.autograd.grad(other, params))
+
+
+def test_output_dropout_is_variational_and_only_in_dropped():
+    lm,ids = new_lm(output_p=.5, hidden_p=0., input_p=0., embed_p=0., weight_p=0.), torch.randint(20, (3, 6))
+    out = lm(ids)
+    assert_close(out.raw, lm.eval()(ids).raw)
+    mask = out.dropped / out.raw
+    assert_close(mask, mask[:, :1].round().expand_as(mask))
+    assert set(mask.round().unique().tolist()) == {0., 2.}
+
+
+def test_tied_weights_are_one_parameter_with_both_gradients():
+    lm,ids = new_lm(), torch.randint(2, 20, (3, 6))
+    assert sum(p.numel() for p in lm.parameters()) == sum(p.numel() for p in lm.encoder.parameters()) + 20
+    lm.loss(lm(ids).dropped, ids).backward()
+    unread = [w for w in range(20) if not (ids == w).any()]
+    assert (lm.encoder.embedding.weight.grad[unread].abs().sum(1) > 0).all()  # from the decoder alone
+
+
+def test_a_tied_model_fits_into_a_safe_file(tmp_path):
+    lm,other,ids = new_lm(), new_lm(), torch.randint(20, (3, 6))
+    save_file(lm.state_dict(), tmp_path/'lm.safetensors')
+    other.load_state_dict(load_file(tmp_path/'lm.safetensors'))
+    assert_close(other.eval()(ids).raw, lm.eval()(ids).raw)
+
+
+@pytest.mark.parametrize('copy', [deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy', 'pickle'])
+def test_a_copy_is_tied_to_its_own_embedding(copy):
+    lm,ids = new_lm(), torch.randint(20, (3, 6))
+    lm.loss(lm(ids).dropped, ids).backward()
+    twin = copy(lm)
+    with torch.no_grad(): twin.encoder.embedding.weight.zero_()
+    assert (twin.eval().logits(twin(ids).dropped) == 0).all()
+    assert (lm.eval().logits(lm(ids).dropped) != 0).any()
+
+
+def test_the_decoder_starts_as_the_papers():
+    decoder = LinearDecoder(1000, 40)
+    assert (decoder.bias == 0).all()
+    assert .099 < decoder.weight.abs().max() <= .1
+
+
+def test_a_fresh_model_knows_nothing():
+    lm,ids = get_language_model(500, 'small').eval(), torch.randint(500, (4, 20))
+    with torch.no_grad(): assert abs(lm.loss(lm(ids).dropped, ids.roll(-1, 1)).item() - math.log(500)) < .02
+
+
+def test_groups_cover_every_parameter_once():
+    for lm in (new_lm(), new_lm(tie_weights=False), new_lm(n_layers=1)):
+        groups = [id(p) for group in lm_split(lm) for p in group]
+        assert sorted(groups) == sorted(id(p) for p in lm.parameters())
+        assert len(lm_split(lm)) == lm.encoder.n_layers + 1
+
+
+def test_the_same_seed_gives_the_same_training_step():
+    def step():
+        seed_all(7)
+        lm,ids = new_lm(), torch.randint(20, (3, 6))
+        loss = lm.loss(lm(ids).dropped, ids)
+        loss.backward()
+        return loss, lm.encoder.embedding.weight.grad
+    assert_close(step(), step(), atol=0, rtol=0)
+
+
+def test_configuration_errors_reach_the_user():
+    def fails(message): return pytest.raises(ValueError, match=message)
+    with fails("There is no preset 'large': use one of small, base, paper"): get_language_model(20, 'large')
+    with fails('config has no setting hidden: it can have emb_sz'): get_language_model(20, dict(hidden=3))
+    with fails('input_p=1.25 is no dropout'): get_language_model(20, drop_mult=5.)
+    with fails('p=2 is no dropout'): LanguageModel(new_lm().encoder, output_p=2)
