@@ -192,6 +192,13 @@ def test_a_stand_in_leaves_the_original_alone():
     assert gru._flat_weights[1] is gru.weight_hh_l0
 
 
+def test_a_stand_in_never_moves_the_originals_weights(monkeypatch):
+    m = WeightDropout(nn.GRU(4, 5), .5)
+    def moved(self): raise AssertionError("the weights were flattened")
+    monkeypatch.setattr(nn.GRU, 'flatten_parameters', moved)
+    m(torch.randn(3, 2, 4))
+
+
 def test_a_name_that_is_no_parameter_is_told_with_those_that_are():
     with pytest.raises(ValueError, match='no parameter weight_hh_l1: layer_names can be weight_ih_l0, weight_hh_l0'):
         WeightDropout(nn.LSTM(2, 3), .5, ['weight_hh_l0', 'weight_hh_l1'])

@@ -75,7 +75,7 @@ class EmbeddingDropout(nn.Module):
 
     def extra_repr(self): return f'embed_p={self.embed_p}'
 
-# %% ../../nbs/models/10_dropout.ipynb #3f1ddee9
+# %% ../../nbs/models/10_dropout.ipynb #cfe3729c
 def stand_in(
     module:nn.Module,         # Any module
     tensors:dict[str,Tensor], # What to use in the place of its parameters, by name
@@ -83,8 +83,11 @@ def stand_in(
     "A shallow copy of `module` that computes with `tensors`."
     twin = copy(module)
     twin._parameters = {**module._parameters, **tensors}
-    if isinstance(module, nn.RNNBase):  # which holds its weights a second time, in the kernel's order
+    if isinstance(module, nn.RNNBase):
+        # It holds its weights a second time, in the kernel's order (recent versions renew this list themselves) ...
         twin._flat_weights = [getattr(twin, name) for name in twin._flat_weights_names]
+        # ... and on a GPU would now move them, with the original's parameters among them, into one block of memory.
+        twin.flatten_parameters = lambda: None
     return twin
 
 # %% ../../nbs/models/10_dropout.ipynb #7cc53595
