@@ -16,11 +16,11 @@ from awdtext.data import dataloaders
 from awdtext.data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, encode_texts, text_files
 from awdtext.data.stream import LMDataLoader
-from awdtext.data.tokenizer import BaseTokenizer, Tokenizer, special_tokens
+from awdtext.data.tokenizer import BaseTokenizer, DocumentError, Tokenizer, special_tokens
 from awdtext.data.vocab import Vocab
 
 words = 'a the film book was is good bad very so long short'.split()
-texts = [' '.join(random.Random(i).choices(words, k=3 + i % 5)) for i in range(40)]
+texts = [' '.join(random.Random(i).sample(words, 3 + i % 5)) for i in range(40)]
 labels = ['pos' if i % 3 else 'neg' for i in range(40)]
 frame = pd.DataFrame({'text': texts, 'label': labels, 'is_valid': [i % 4 == 0 for i in range(40)]})
 plain = dict(min_freq=1, bs=4, seq_len=8, seed=0, device='cpu')
@@ -169,7 +169,8 @@ def test_several_labels():
     wanted = [[], ['a'], ['b'], ['a', 'b']] * 5
     split = pd.DataFrame({'text': ['good'] * 20, 'tags': [';'.join(tags) for tags in wanted]})
     lists = pd.DataFrame({'text': ['good'] * 20, 'tags': wanted})
-    one_hot = pd.DataFrame({'text': ['good'] * 20} | {'a': ['a' in y for y in wanted], 'b': [+('b' in y) for y in wanted]})
+    has = lambda tag: [int(tag in tags) for tags in wanted]
+    one_hot = pd.DataFrame({'text': ['good'] * 20, 'a': has('a'), 'b': has('b')})
     all_dls = [TextDataLoaders.from_df(split, label_col='tags', label_delim=';', **plain),
                TextDataLoaders.from_df(lists, label_col='tags', **plain),
                TextDataLoaders.from_df(one_hot, label_col=['a', 'b'], **plain)]
@@ -371,6 +372,24 @@ def test_tokenizer_rules_and_workers_are_reached():
 def test_a_splitter_of_words_gets_the_default_rules():
     dls = TextDataLoaders.from_texts(['Good, film'] * 6, tok_tfm=BaseTokenizer(), min_freq=1)
     assert docs(dls.valid, dls.vocab) == ['xxbos xxmaj good, film']
+
+
+def test_a_document_that_cannot_be_tokenised_is_named_as_the_user_does():
+    def fails_on_the_last(text):
+        if text == texts[39]: raise RuntimeError('too deep')
+        return text
+    with pytest.raises(DocumentError, match="document id39 cannot be tokenised: too deep"):
+        TextDataLoaders.from_df(frame.set_index(pd.Index([f'id{i}' for i in range(40)])), rules=[fails_on_the_last], **plain)
+
+
+@pytest.mark.parametrize('n_workers', [0, 2])
+def test_workers_change_nothing(n_workers, tmp_path):
+    write(tmp_path, {f'train/{i}.txt': text for i, text in enumerate(texts)} | {'valid/a.txt': 'good'})
+    options = plain | dict(is_lm=True, n_workers=n_workers)
+    dls = TextDataLoaders.from_folder(tmp_path, **options)
+    assert sorted(docs(dls.train, dls.vocab)) == sorted('xxbos ' + text for text in texts)
+    write(tmp_path, {'train/7.txt': b'd\xe9j\xe0'})
+    with pytest.raises(ValueError, match='7.txt is not UTF-8'): TextDataLoaders.from_folder(tmp_path, **options)
 
 
 # What cannot be

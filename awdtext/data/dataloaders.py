@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RandomSplitter', 'text_files', 'encode_texts', 'TextDataLoaders']
 
-# %% ../../nbs/data/07_dataloaders.ipynb #ec8332a6
+# %% ../../nbs/data/07_dataloaders.ipynb #9889846e
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +18,7 @@ from ..core import default_device, display_mode, new_seed, say
 from .batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, is_missing
 from .corpus import Corpus, make_corpus
 from .stream import LMDataLoader, positive_int
-from .tokenizer import FLD, PAD, UNK, BaseTokenizer, Tokenizer, special_tokens
+from .tokenizer import FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, special_tokens
 from .vocab import Vocab
 
 # %% ../../nbs/data/07_dataloaders.ipynb #ce062f57
@@ -225,7 +225,7 @@ def _raw_tokenizer(tok_tfm, rules):
     if tok_tfm is None and rules is None: return Tokenizer(BaseTokenizer(), rules=(), post_rules=())
     raise ValueError("raw=True means that the file is tokenised already: leave out tok_tfm and rules.")
 
-# %% ../../nbs/data/07_dataloaders.ipynb #218404c7
+# %% ../../nbs/data/07_dataloaders.ipynb #6c9c13e3
 def _corpora(parts, recipe):
     "A corpus for each part, and their vocabulary."
     for part,name in zip(parts, ('training', 'validation', 'test')):
@@ -240,7 +240,13 @@ def _corpora(parts, recipe):
 
 def _tokens(part, recipe):
     if recipe.raw_specials is not None: return part.docs
-    return recipe.tokenizer.stream(part.docs, part.n, recipe.n_workers)
+    return _with_rows(recipe.tokenizer.stream(part.docs, part.n, recipe.n_workers), part.rows)
+
+
+def _with_rows(tokens, rows):
+    "The same, but an error names the document as the user does, not by its place in the part."
+    try: yield from tokens
+    except DocumentError as e: raise DocumentError(e.index if rows is None else rows[e.index], e.problem) from e
 
 
 def _raw_specials(docs, is_lm):
