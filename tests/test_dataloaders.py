@@ -23,7 +23,7 @@ words = 'a the film book was is good bad very so long short'.split()
 texts = [' '.join(random.Random(i).sample(words, 3 + i % 5)) for i in range(40)]
 labels = ['pos' if i % 3 else 'neg' for i in range(40)]
 frame = pd.DataFrame({'text': texts, 'label': labels, 'is_valid': [i % 4 == 0 for i in range(40)]})
-plain = dict(min_freq=1, bs=4, seq_len=8, seed=0, device='cpu')
+plain = dict(min_freq=1, bs=4, seq_len=8, seed=0, device='cpu', tok_tfm=BaseTokenizer())
 
 
 def docs(dl, vocab): return [' '.join(vocab.decode(doc)) for doc in dl.corpus]
@@ -251,7 +251,7 @@ def test_folder_files_are_read_when_their_turn_comes(tmp_path, monkeypatch):
                 log.append('token')
                 yield text.split()
 
-    TextDataLoaders.from_folder(tmp_path, is_lm=True, tok_tfm=Spy(BaseTokenizer()), **plain)
+    TextDataLoaders.from_folder(tmp_path, is_lm=True, **plain | dict(tok_tfm=Spy(BaseTokenizer())))
     assert log == ['read', 'token'] * 10
 
 
@@ -296,7 +296,7 @@ def test_lines_at_random(tmp_path):
 
 def test_files_that_are_tokenised_already(tmp_path):
     write(tmp_path, {'train.txt': ' = A Title = \n\n The <unk> cat \n', 'valid.txt': ' The dog \n'})
-    raw = dict(plain, raw=True)
+    raw = dict(plain, raw=True, tok_tfm=None)
     dls = TextDataLoaders.from_file(tmp_path/'train.txt', tmp_path/'valid.txt', **raw)
     assert docs(dls.train, dls.vocab) == ['= A Title = <eos> <eos> The <unk> cat <eos>']
     assert docs(dls.valid, dls.vocab) == ['The <unk> <eos>'] and len(dls.vocab) == 7
@@ -379,7 +379,8 @@ def test_a_document_that_cannot_be_tokenised_is_named_as_the_user_does():
         if text == texts[39]: raise RuntimeError('too deep')
         return text
     with pytest.raises(DocumentError, match="document id39 cannot be tokenised: too deep"):
-        TextDataLoaders.from_df(frame.set_index(pd.Index([f'id{i}' for i in range(40)])), rules=[fails_on_the_last], **plain)
+        named = frame.set_index(pd.Index([f'id{i}' for i in range(40)]))
+        TextDataLoaders.from_df(named, rules=[fails_on_the_last], **plain)
 
 
 @pytest.mark.parametrize('n_workers', [0, 2])
@@ -441,6 +442,12 @@ def test_sizes_are_whole_numbers(name, value):
     (([], None), dict(valid=texts), ValueError, 'the training part is empty')])
 def test_lists_that_cannot_be_used(args, options, error, message):
     with pytest.raises(error, match=message): TextDataLoaders.from_texts(*args, **options)
+
+
+def test_labels_are_checked_before_tokenising():
+    def never(text): raise RuntimeError('tokenised')
+    for bad in (frame.assign(label='pos'), frame.assign(label=[None, *labels[1:]])):
+        with pytest.raises(ValueError, match='label'): TextDataLoaders.from_df(bad, rules=[never], **plain)
 
 
 # Looking and predicting

@@ -225,11 +225,9 @@ def _raw_tokenizer(tok_tfm, rules):
     if tok_tfm is None and rules is None: return Tokenizer(BaseTokenizer(), rules=(), post_rules=())
     raise ValueError("raw=True means that the file is tokenised already: leave out tok_tfm and rules.")
 
-# %% ../../nbs/data/07_dataloaders.ipynb #6c9c13e3
+# %% ../../nbs/data/07_dataloaders.ipynb #708d3647
 def _corpora(parts, recipe):
     "A corpus for each part, and their vocabulary."
-    for part,name in zip(parts, ('training', 'validation', 'test')):
-        if part is not None and not part.n: raise ValueError(f"the {name} part is empty: there is no text in it.")
     special_toks = special_tokens if recipe.raw_specials is None else recipe.raw_specials
     corpus,vocab = make_corpus(
         _tokens(parts[0], recipe), recipe.text_vocab, recipe.min_freq, recipe.max_vocab, special_toks)
@@ -253,7 +251,7 @@ def _raw_specials(docs, is_lm):
     has_unk = any('<unk>' in doc for doc in docs)
     return ['<unk>'] if has_unk and is_lm else ['<unk>' if has_unk else UNK, PAD]
 
-# %% ../../nbs/data/07_dataloaders.ipynb #3ccaeef9
+# %% ../../nbs/data/07_dataloaders.ipynb #d05b648d
 def _lm_loaders(corpora, r):
     train = LMDataLoader(corpora[0], r.bs, r.seq_len, random_bptt=True, shuffle=True, seed=r.seed,
                          backwards=r.backwards, device=r.device)
@@ -261,9 +259,7 @@ def _lm_loaders(corpora, r):
                       for c in corpora[1:]]
 
 
-def _classifier_loaders(corpora, parts, labeler, pad_idx, r):
-    if parts[1].labels is None: raise ValueError("there are no labels for the validation part: give valid_labels.")
-    targets = [part and part.labels and labeler(part.labels, part.rows) for part in parts]
+def _classifier_loaders(corpora, targets, pad_idx, r):
     loaders = []
     for i, corpus in enumerate(corpora):
         if corpus and r.backwards: corpus = corpus.reversed()
@@ -272,13 +268,40 @@ def _classifier_loaders(corpora, parts, labeler, pad_idx, r):
     return loaders
 
 
+def _pad_idx(vocab): return 0 if vocab.pad_idx is None else vocab.pad_idx
+
+# %% ../../nbs/data/07_dataloaders.ipynb #8daf0e3d
+def _check_parts(parts):
+    for part,name in zip(parts, ('training', 'validation', 'test')):
+        if part is not None and not part.n: raise ValueError(f"the {name} part is empty: there is no text in it.")
+
+
+def _targets(parts, y_block):
+    "The labeler, as the training part makes it, and the targets of the parts."
+    labeler = _labeler(y_block, parts[0])
+    if parts[1].labels is None: raise ValueError("there are no labels for the validation part: give valid_labels.")
+    return labeler, [labeler(part.labels, part.rows) for part in parts[:2]] + [None]
+
+
 def _labeler(y_block, train):
     if train.labels is None: raise ValueError("there are no labels for the training part: give labels, or is_lm=True.")
     several = any(isinstance(label, (list, tuple, set)) for label in train.labels)
     if y_block is None: y_block = MultiCategorize if several else Categorize
     return y_block.from_labels(train.labels, train.rows) if isinstance(y_block, type) else y_block
 
-# %% ../../nbs/data/07_dataloaders.ipynb #a5eebe44
+# %% ../../nbs/data/07_dataloaders.ipynb #b2fdc02d
+def _from_parts(cls, parts, recipe):
+    "The loaders of two or three parts."
+    parts = [*parts, None][:3]
+    _check_parts(parts)
+    labeler,targets = (None, None) if recipe.is_lm else _targets(parts, recipe.y_block)
+    corpora,vocab = _corpora(parts, recipe)
+    train,valid,test = (_lm_loaders(corpora, recipe) if recipe.is_lm else
+                        _classifier_loaders(corpora, targets, _pad_idx(vocab), recipe))
+    return cls(train, valid, vocab, test, recipe.tokenizer, labeler, recipe.seq_len, recipe.val_bs,
+               recipe.backwards, recipe.n_workers, recipe.path, recipe.device)
+
+# %% ../../nbs/data/07_dataloaders.ipynb #a0f509be
 def _from_df(cls,
     df,                                   # A DataFrame
     path:str|Path='.',                    # Where a learner keeps its files
@@ -309,7 +332,7 @@ def _from_df(cls,
                      max_vocab, n_workers, device, path, seed)
     part = _frame_part(df, text_col, None if is_lm else label_col, label_delim, y_block)
     splitter = RandomSplitter(valid_pct, recipe.seed) if valid_col is None else _col_splitter(df, valid_col)
-    return cls._of(part.split(splitter), recipe)
+    return cls._from_parts(part.split(splitter), recipe)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #01acd888
 def _from_csv(cls,
@@ -347,7 +370,7 @@ def _from_csv(cls,
         seq_len=seq_len, backwards=backwards, bs=bs, val_bs=val_bs, min_freq=min_freq, max_vocab=max_vocab,
         rules=rules, n_workers=n_workers, device=device)
 
-# %% ../../nbs/data/07_dataloaders.ipynb #da5c6bc3
+# %% ../../nbs/data/07_dataloaders.ipynb #fd935fc9
 def _from_folder(cls,
     path:str|Path,                        # A folder with a text in each `*.txt` file
     train:str='train',                    # Folder of the training part
@@ -375,9 +398,9 @@ def _from_folder(cls,
                      val_bs, min_freq, max_vocab, n_workers, device, path, seed)
     if splitter is None and valid_pct is None: splitter = _folder_splitter(path, train, valid)
     if splitter is None: splitter = RandomSplitter(valid_pct, recipe.seed)
-    return cls._of(_folder_parts(path, is_lm, splitter), recipe)
+    return cls._from_parts(_folder_parts(path, is_lm, splitter), recipe)
 
-# %% ../../nbs/data/07_dataloaders.ipynb #01411ba7
+# %% ../../nbs/data/07_dataloaders.ipynb #6e918dae
 def _from_texts(cls,
     texts:Sequence[str],                  # Documents
     labels:Sequence|None=None,            # Their labels: names, lists of names, or numbers with `RegressionSetup`
@@ -409,9 +432,9 @@ def _from_texts(cls,
     part = _list_part(texts, labels)
     parts = [part, _list_part(valid, valid_labels)] if valid is not None else part.split(
         RandomSplitter(valid_pct, recipe.seed))
-    return cls._of(parts if test is None else [*parts, _list_part(test)], recipe)
+    return cls._from_parts(parts if test is None else [*parts, _list_part(test)], recipe)
 
-# %% ../../nbs/data/07_dataloaders.ipynb #5996aac7
+# %% ../../nbs/data/07_dataloaders.ipynb #241a78c8
 def _from_file(cls,
     train:str|Path,                       # A file, one document on each line
     valid:str|Path|None=None,             # File of the validation part; None: lines at random
@@ -441,9 +464,9 @@ def _from_file(cls,
     raw_specials = _raw_specials(_file_docs(train, whole, eos), True) if raw else None
     recipe = _Recipe(True, tokenizer, text_vocab, None, seq_len, backwards, bs, val_bs, min_freq, max_vocab, n_workers,
                      device, path, seed, raw_specials, joined=whole)
-    return cls._of(_file_parts(train, valid, test, whole, eos, RandomSplitter(valid_pct, recipe.seed)), recipe)
+    return cls._from_parts(_file_parts(train, valid, test, whole, eos, RandomSplitter(valid_pct, recipe.seed)), recipe)
 
-# %% ../../nbs/data/07_dataloaders.ipynb #82e36d8c
+# %% ../../nbs/data/07_dataloaders.ipynb #1955225e
 def _from_tokens(cls,
     train:Sequence[list[str]],            # Documents as lists of tokens, taken as they are
     valid:Sequence[list[str]],            # Documents of the validation part
@@ -470,7 +493,7 @@ def _from_tokens(cls,
     if test is not None: parts.append(_list_part(test, are_tokens=True))
     recipe = _Recipe(is_lm, None, vocab, y_block, seq_len, backwards, bs, val_bs, min_freq, max_vocab, None, device,
                      path, seed, _raw_specials(parts[0].docs, is_lm))
-    return cls._of(parts, recipe)
+    return cls._from_parts(parts, recipe)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #a91c7c10
 def encode_texts(
@@ -512,10 +535,7 @@ def _show(rows):
     body = ''.join(f'<tr>{cells("td", row.values())}</tr>' for row in rows)
     display(HTML(f'<table><tr>{cells("th", rows[0])}</tr>{body}</table>'))
 
-# %% ../../nbs/data/07_dataloaders.ipynb #2efb8b55
-def _pad_idx(vocab): return 0 if vocab.pad_idx is None else vocab.pad_idx
-
-
+# %% ../../nbs/data/07_dataloaders.ipynb #186243fc
 class TextDataLoaders:
     "A training and a validation loader with one vocabulary."
     def __init__(self,
@@ -542,17 +562,7 @@ class TextDataLoaders:
 
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
-
-    @classmethod
-    def _of(cls, parts, recipe):
-        parts = [*parts, None][:3]
-        corpora,vocab = _corpora(parts, recipe)
-        labeler = None if recipe.is_lm else _labeler(recipe.y_block, parts[0])
-        pad_idx = _pad_idx(vocab)
-        train,valid,test = (_lm_loaders(corpora, recipe) if recipe.is_lm else
-                            _classifier_loaders(corpora, parts, labeler, pad_idx, recipe))
-        return cls(train, valid, vocab, test, recipe.tokenizer, labeler, recipe.seq_len, recipe.val_bs,
-                   recipe.backwards, recipe.n_workers, recipe.path, recipe.device)
+    _from_parts = classmethod(_from_parts)
 
     def test_dl(self,
         texts:Sequence,            # Strings, or lists of tokens if there is no tokenizer
