@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LMScore', 'evaluating', 'as_ids', 'evaluate_lm']
 
-# %% ../../nbs/lm/40_evaluate.ipynb #ce8b1d4a
+# %% ../../nbs/lm/40_evaluate.ipynb #7f4f4580
 import math
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import progress
-from ..data.stream import batchify
+from ..data.stream import batchify, positive_int
 
-# %% ../../nbs/lm/40_evaluate.ipynb #19e78ca0
+# %% ../../nbs/lm/40_evaluate.ipynb #b3559ac7
 class LMScore(NamedTuple):
     "How well a language model predicts a text."
     loss:float       # Mean nats per token
@@ -27,7 +27,7 @@ class LMScore(NamedTuple):
 
 @contextmanager
 def evaluating(
-    model:nn.Module,
+    model:nn.Module, # Any model
 ):
     "Within this context `model` is in evaluation mode and no gradients are kept."
     training = model.training
@@ -44,10 +44,11 @@ def as_ids(
     "`ids` as a tensor, checked against the vocabulary."
     ids = torch.as_tensor(ids).long()
     if ids.dim() != 1 or len(ids) < 2:
-        raise ValueError(f"ids must be one text of at least two tokens, in one dimension; theirs is the shape {tuple(ids.shape)}.")
+        raise ValueError(f"ids must be one text of at least two tokens, in one dimension; "
+                         f"theirs is the shape {tuple(ids.shape)}.")
     if ids.min() < 0 or ids.max() >= vocab_sz:
-        raise ValueError(f"ids run from {int(ids.min())} to {int(ids.max())}, but this model's vocabulary has the ids 0 to "
-                         f"{vocab_sz - 1}: encode the text with the vocabulary of the model.")
+        raise ValueError(f"ids run from {int(ids.min())} to {int(ids.max())}, but this model's vocabulary has the ids "
+                         f"0 to {vocab_sz - 1}: encode the text with the vocabulary of the model.")
     return ids
 
 
@@ -59,7 +60,7 @@ def evaluate_lm(
     state:tuple|None=None,  # Recurrent state to start from; zeros if None
 )->LMScore:
     "Loss and perplexity of `model` on `ids`, exactly."
-    device = next(model.parameters()).device
+    device,bs,bptt = next(model.parameters()).device,positive_int(bs, 'bs'),positive_int(bptt, 'bptt')
     xs,ys = batchify(as_ids(ids, len(model.encoder.embedding.weight)), bs, drop_rest=False)   # (bs, n_steps)
     nats,n = 0., int((ys >= 0).sum())
     with evaluating(model):

@@ -33,7 +33,7 @@ def word_probs(
     probs = probs * keep.scatter(-1, best, True)
     return probs / probs.sum(-1, keepdim=True)
 
-# %% ../../nbs/lm/41_generate.ipynb #a0c8da0a
+# %% ../../nbs/lm/41_generate.ipynb #b0034ea4
 def generate(
     model:nn.Module,                       # A `LanguageModel`
     ids:list[int],                         # The prompt, at least one token
@@ -45,7 +45,8 @@ def generate(
     seed:int|None=None,                    # Seed of the draws; torch's global generator if None
 )->Iterator[int]:                          # The tokens, as they are drawn
     "Draw a continuation of `ids`, token by token."
-    if not len(ids): raise ValueError("The prompt is empty: give at least one token, such as the one that begins a document.")
+    if not len(ids):
+        raise ValueError("The prompt is empty: give at least one token, such as the one that begins a document.")
     device = next(model.parameters()).device
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     x,state = torch.as_tensor(ids, device=device)[None], None               # (1, n)
@@ -54,5 +55,6 @@ def generate(
             out = model(x, state)
             state,logits = out.state,model.logits(out.dropped[:, -1])       # (1, vocab_sz)
             logits[:, list(forbidden)] = -torch.inf
+            if logits.max() == -torch.inf: raise ValueError("Every word is forbidden: leave one to be drawn.")
             x = torch.multinomial(word_probs(logits, temperature, top_k, min_p), 1, generator=generator)
         yield int(x)

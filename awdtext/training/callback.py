@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException']
 
-# %% ../../nbs/training/23_callback.ipynb #0075bb0c
+# %% ../../nbs/training/23_callback.ipynb #a117b9c2
 class Callback:
     "Base of all callbacks: every event, doing nothing."
     order = 0  # Callbacks run in increasing order
@@ -45,7 +45,9 @@ class Callback:
         "What must be saved to continue a run."
         return {}
 
-    def load_state_dict(self, state:dict)->None:
+    def load_state_dict(self,
+        state:dict, # From `state_dict`, perhaps through a file
+    )->None:
         "Take up a state made by `state_dict`."
 
 # %% ../../nbs/training/23_callback.ipynb #35478e66

@@ -37,7 +37,7 @@ def temporal_activation_reg(
     squares = (raw[:, 1:] - raw[:, :-1]).float().pow(2)
     return beta * (squares.mean() if mask is None else _masked_mean(squares, mask[:, 1:] & mask[:, :-1]))
 
-# %% ../../nbs/training/20_losses.ipynb #c87e4837
+# %% ../../nbs/training/20_losses.ipynb #e2fe96fb
 class Loss:
     "A loss together with the activation that turns the model's output into predictions."
     def __init__(self,
@@ -52,6 +52,7 @@ class Loss:
         reduction:str='mean',   # `'mean'`, `'sum'` or `'none'`
     )->Tensor:                  # Scalar, or one number per item for `'none'`
         "Loss of `output` against `target`."
+        if target is None: raise ValueError("There are no targets to compute a loss with: these data have no labels.")
         return self.func(output, target, reduction=reduction)
 
 
@@ -60,10 +61,14 @@ def cross_entropy_loss(
     label_smoothing:float=0.,    # Share of the target spread over all classes, in [0, 1)
 )->Loss:                         # For targets of one class index per document
     "Cross-entropy with softmax, for one class per document."
-    func = partial(F.cross_entropy, weight=weight, label_smoothing=label_smoothing)
-    return Loss(func, partial(torch.softmax, dim=-1))
+    return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1))
 
-# %% ../../nbs/training/20_losses.ipynb #17bdb185
+
+def _cross_entropy(weight, label_smoothing, output, target, reduction):
+    if weight is not None: weight = weight.to(output)              # made where the labels were counted, not on the GPU
+    return F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction=reduction)
+
+# %% ../../nbs/training/20_losses.ipynb #65fb1c3b
 def _per_item(func, output, target, reduction='mean'):
     losses = func(output, target.to(output.dtype).view_as(output), reduction='none').flatten(1).mean(1)
     return losses if reduction == 'none' else getattr(losses, reduction)()
@@ -76,4 +81,7 @@ def binary_cross_entropy_loss()->Loss: # For targets of zeros and ones, (bs, n_c
 
 def mse_loss()->Loss: # For targets of numbers, (bs,) or (bs, n)
     "Mean squared error, for regression."
-    return Loss(partial(_per_item, F.mse_loss), lambda output: output)
+    return Loss(partial(_per_item, F.mse_loss), _as_it_is)
+
+
+def _as_it_is(output): return output

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# %% ../../nbs/training/21_metrics.ipynb #5d877662
+# %% ../../nbs/training/21_metrics.ipynb #c7b8af14
 class RunningMean:
     "A mean weighted by counts, kept on the device until it is read."
     def __init__(self): self.means,self.counts = [],[]
@@ -35,7 +35,8 @@ class RunningMean:
         "Sum over count."
         if not self.count: return math.nan
         means,counts = (torch.stack(o).cpu().double() for o in (self.means, self.counts))
-        return float((means * counts).sum() / counts.sum())
+        sums = torch.where(counts > 0, means * counts, 0.)     # the mean of nothing is nan, and adds nothing
+        return float(sums.sum() / counts.sum())
 
 # %% ../../nbs/training/21_metrics.ipynb #9e7e753f
 class Metric:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['format_figure', 'table_line', 'ProgressCallback']
 
-# %% ../../nbs/training/26_progress.ipynb #41aa92b7
-import shutil
+# %% ../../nbs/training/26_progress.ipynb #464d84e3
+import time
 
 from ..core import display_mode, say
 from .callback import Callback
-from .tracking import Recorder
+from .tracking import Recorder, wipe_line
 
 # %% ../../nbs/training/26_progress.ipynb #95c15d96
 def format_figure(
@@ -32,14 +32,15 @@ def table_line(
     "The `cells` under their `names`, right-aligned."
     return '  '.join(c.rjust(max(len(n), 8)) for c, n in zip(cells, names)).rstrip()
 
-# %% ../../nbs/training/26_progress.ipynb #7a5f6f74
+# %% ../../nbs/training/26_progress.ipynb #adc23015
 class ProgressCallback(Callback):
     "Shows the record while it grows."
     order = Recorder.order + 10  # the line must have been written
 
     def __init__(self):
         self.mode,self.names = 'file',None
-        self.bar = self.table = None
+        self.table,self.bars = None,[]  # of the epochs; of the pass, and of a validation in the middle of it
+        self._looked = 0.               # when the loss was last read from the device
 
     def before_fit(self, learn):
         "Open the table."
@@ -52,6 +53,7 @@ class ProgressCallback(Callback):
 
     def before_train(self, learn):
         "A bar for the training pass."
+        self._end_bars()
         self._new_bar(learn, 'train')
 
     def before_validate(self, learn):
@@ -60,30 +62,31 @@ class ProgressCallback(Callback):
 
     def after_batch(self, learn):
         "Move the bar, and show the loss twice a second at most."
-        if self.bar is None: return
-        if learn.training and learn.iter % 10 == 0: self.bar.comment = f'{float(learn.loss.detach()):.4f}'
-        self.bar.update(min(learn.iter + 1, self.bar.total))
+        if not self.bars: return
+        bar,now = self.bars[-1],time.monotonic()
+        if learn.training and learn.loss is not None and now > self._looked + .5:
+            bar.comment,self._looked = f'{float(learn.loss.detach()):.4f}',now
+        bar.update(min(learn.iter + 1, bar.total))
 
     def after_train(self, learn):
         "Take the bar away."
         self._end_bar()
 
     def after_validate(self, learn):
-        "Take the bar away."
+        "Take the bar away; the one of the training pass comes back."
         self._end_bar()
 
     def after_epoch(self, learn):
         "Write the record's last line."
         row = learn.record[-1]
-        cells = [format_figure(k, v) for k, v in row.items()]
         if self.names is None: self._write(list(row), list(row))
-        self._write(cells, list(row))
+        self._write([format_figure(k, v) for k, v in row.items()], list(row))
 
     def after_fit(self, learn):
         "Close the table, and say so if training was interrupted."
-        self._end_bar()
+        self._end_bars()
         if self.table: self.table.on_iter_end()
-        self.table = None
+        self.mode,self.table = 'file',None  # no bars outside of a fit
         if learn.interrupted: say(f"Interrupted in epoch {learn.epoch}. The model is usable, the record is kept.")
 
     def _write(self, cells, names):
@@ -92,32 +95,32 @@ class ProgressCallback(Callback):
         else: say(table_line(cells, names))
 
     def _new_bar(self, learn, label):
-        if self.mode == 'notebook' and self.table: self.bar = _notebook_bar(learn.n_iter, self.table)
-        elif self.mode == 'terminal': self.bar = _terminal_bar(learn.n_iter, f'epoch {learn.epoch + 1}/{learn.n_epoch} {label}')
-        else: self.bar = None
-        if self.bar: self.bar.update(0)
+        bar = _new_bar(self.mode, self.table, learn.n_iter, f'epoch {learn.epoch + 1}/{learn.n_epoch} {label}')
+        if bar: self.bars.append(bar)
 
     def _end_bar(self):
-        if self.bar: self.bar.on_iter_end()
-        if self.bar and self.mode == 'terminal': print('\r' + ' ' * (shutil.get_terminal_size().columns - 1), end='\r', flush=True)
-        self.bar = None
+        if not self.bars: return
+        self.bars.pop().on_iter_end()
+        wipe_line()
+        if self.bars and self.table: self.table.add_child(self.bars[-1])
 
-# %% ../../nbs/training/26_progress.ipynb #ec338412
+    def _end_bars(self):
+        while self.bars: self._end_bar()
+
+# %% ../../nbs/training/26_progress.ipynb #2fbdca4e
 def _notebook_table(n_epoch):
     from fastprogress.fastprogress import NBMasterBar
     table = NBMasterBar(range(n_epoch), total=n_epoch)
-    table.on_iter_begin()
-    table.update(0)
+    table.update(0)                                             # which displays it
     return table
 
 
-def _notebook_bar(n, table):
-    from fastprogress.fastprogress import NBProgressBar
-    return NBProgressBar(range(n), total=n, parent=table, leave=False)
-
-
-def _terminal_bar(n, label):
-    from fastprogress.fastprogress import ConsoleProgressBar
-    bar = ConsoleProgressBar(range(n), total=n, leave=False)
+def _new_bar(mode, table, n, label):
+    "A bar over `n` batches at its start, or None where none is wanted."
+    if mode == 'file' or not n: return
+    from fastprogress.fastprogress import ConsoleProgressBar, NBProgressBar
+    if mode == 'notebook': bar = NBProgressBar(range(n), total=n, parent=table, leave=False)
+    else: bar = ConsoleProgressBar(range(n), total=n, leave=False)
     bar.prefix = label
+    bar.update(0)
     return bar

@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['RNNRegularizer', 'GradientClip', 'ScaleLRBySeqLen', 'nonmonotone', 'NTASGD', 'ASGD']
 
-# %% ../../nbs/training/27_rnn.ipynb #e4918257
+# %% ../../nbs/training/27_rnn.ipynb #59ea6f26
 from torch.nn.utils import clip_grad_norm_
 
-from ..core import say
 from .callback import Callback
 from .losses import activation_reg, temporal_activation_reg
 from .optim import WeightAverage
 from .progress import ProgressCallback
 from .schedule import ParamScheduler
-from .tracking import TerminateOnNaN
+from .tracking import TerminateOnNaN, announce
 
-# %% ../../nbs/training/27_rnn.ipynb #fd3f702f
+# %% ../../nbs/training/27_rnn.ipynb #54adaa7f
 class RNNRegularizer(Callback):
     "Adds activation regularisation and temporal activation regularisation to `learn.total_loss`."
-    order = TerminateOnNaN.order + 10  # a loss that is no number is caught first
+    order = TerminateOnNaN.order - 10  # which looks at the penalties too
 
     def __init__(self,
         alpha:float=2.,  # Strength of AR, on the activations after dropout; 0 for none
@@ -34,20 +33,21 @@ class RNNRegularizer(Callback):
         if self.alpha: learn.total_loss = learn.total_loss + activation_reg(learn.out.dropped, self.alpha, mask)
         if self.beta: learn.total_loss = learn.total_loss + temporal_activation_reg(learn.out.raw, self.beta, mask)
 
-# %% ../../nbs/training/27_rnn.ipynb #018862fc
+# %% ../../nbs/training/27_rnn.ipynb #7163a5f4
 class GradientClip(Callback):
     "Scales the gradients so that their common norm is at most `max_norm`."
     def __init__(self,
         max_norm:float=0.25, # The largest norm that is left alone
     ):
-        if max_norm <= 0: raise ValueError(f"max_norm={max_norm} must be positive; leave GradientClip out for no clipping.")
+        if max_norm <= 0:
+            raise ValueError(f"max_norm={max_norm} must be positive; leave GradientClip out for no clipping.")
         self.max_norm = max_norm
 
     def after_backward(self, learn):
         "Clip."
         clip_grad_norm_(learn.model.parameters(), self.max_norm)
 
-# %% ../../nbs/training/27_rnn.ipynb #fa2e1607
+# %% ../../nbs/training/27_rnn.ipynb #d5b1812a
 class ScaleLRBySeqLen(Callback):
     "Multiplies the rate of each step by the length of its window over `bptt`."
     order = ParamScheduler.order + 10  # scales what the schedule has set
@@ -67,6 +67,11 @@ class ScaleLRBySeqLen(Callback):
     def after_step(self, learn):
         "Set back."
         for g, lr in zip(learn.opt.param_groups, self.kept): g['lr'] = lr
+        self.kept = []
+
+    def after_batch(self, learn):
+        "Set back too where the step was cancelled."
+        self.after_step(learn)
 
 # %% ../../nbs/training/27_rnn.ipynb #88eb5717
 def nonmonotone(
@@ -77,7 +82,7 @@ def nonmonotone(
     "The trigger of NT-ASGD (Merity et al. 2017, algorithm 1)."
     return len(logs) > n and value > min(logs[:len(logs) - n])
 
-# %% ../../nbs/training/27_rnn.ipynb #72854e98
+# %% ../../nbs/training/27_rnn.ipynb #6fc82b3f
 class NTASGD(Callback):
     "Averages the weights from the moment the validation metric stops improving (Merity et al. 2017, algorithm 1)."
     order = ProgressCallback.order + 10  # the epoch's line has been written, and shown
@@ -88,53 +93,46 @@ class NTASGD(Callback):
         every:int|None=None,           # Steps between two measurements; None for one per epoch
         start:int|None=None,           # Begin at this step instead, whatever the metric
     ):
-        if n < 0: raise ValueError(f"n={n} must be 0 or more.")
-        if every is not None and every < 1: raise ValueError(f"every={every} must be at least 1 step, or None for one epoch.")
+        for name, value, least in (('n', n, 0), ('every', every, 1), ('start', start, 1)):
+            if value is not None and value < least: raise ValueError(f"{name}={value} must be at least {least}.")
         self.n,self.monitor,self.every,self.start = n,monitor,every,start
-        self.logs,self.step,self.average,self.idle = [],0,None,False
+        self.logs,self.step,self.idle = [],0,False
 
     def before_fit(self, learn):
-        "Stay idle under a schedule of the rate."
-        self.idle = any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in learn.cbs)
-        if self.idle: learn.average = None
-        self.average = learn.average
-
-    def before_train(self, learn):
-        "Go on from the iterate."
-        if self.average: self.average.show_iterate()
+        "Go on from the iterate, or stay idle under a schedule of the rate."
+        figures = ['valid_loss', *(m.name for m in learn.metrics)]
+        if self.monitor not in figures:
+            raise ValueError(f"NTASGD(monitor={self.monitor!r}): the validation gives {figures}, choose from these.")
+        self.idle = _rate_is_scheduled(learn.cbs) or _last_averaging(learn.cbs) is not self
+        if learn.average and not self.idle: learn.average.show_iterate()
 
     def after_step(self, learn):
         "Count the iterate, or see whether it is time to begin."
         if self.idle: return
         self.step += 1
-        if self.average: self.average.update()
+        if learn.average: learn.average.update()
         elif self.start is not None:
             if self.step >= self.start: self._begin(learn)
         elif self.every and self.step % self.every == 0: self._measure(learn, learn.validate_figures())
 
-    def before_validate(self, learn):
-        "Let the model hold the mean."
-        if self.average: self.average.show_mean()
-
     def after_epoch(self, learn):
         "Measure once an epoch."
-        if not (self.idle or self.every or self.average or self.start is not None): self._measure(learn, learn.record[-1])
+        waits = not (self.idle or learn.average or self.every) and self.start is None
+        if waits and learn.valid_figures: self._measure(learn, learn.valid_figures)
 
     def after_fit(self, learn):
         "Leave the mean in the model: it is what validation saw."
-        if self.average: self.average.show_mean()
+        if learn.average and not self.idle: learn.average.show_mean()
 
     def _measure(self, learn, figures):
-        if self.monitor not in figures:
-            raise KeyError(f"NTASGD watches {self.monitor!r}, but the validation pass gave {list(figures)}: name one of these.")
         value = figures[self.monitor]
         if nonmonotone(self.logs, value, self.n): self._begin(learn)
         self.logs.append(value)
 
     def _begin(self, learn):
-        self.average = learn.average = WeightAverage(learn.model)
+        learn.average = WeightAverage(learn.model)
         learn.recorder.averaging_from = len(learn.recorder.lrs)
-        say(f"Averaging begins after step {self.step}.")
+        announce(f"Averaging begins after step {self.step}.")
 
     def state_dict(self):
         "The metric's history and the step; the average is the learner's."
@@ -142,7 +140,11 @@ class NTASGD(Callback):
 
     def load_state_dict(self, state):
         "Take up history and step."
-        self.logs,self.step = state['logs'],state['step']
+        self.logs,self.step = list(state['logs']),state['step']
+
+
+def _rate_is_scheduled(cbs): return any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in cbs)
+def _last_averaging(cbs): return [cb for cb in cbs if isinstance(cb, NTASGD)][-1]
 
 
 def ASGD(

@@ -47,7 +47,7 @@ def combine(
         return phases[-1](1.)
     return schedule
 
-# %% ../../nbs/training/24_schedule.ipynb #67a33934
+# %% ../../nbs/training/24_schedule.ipynb #dbe28918
 def one_cycle(
     div:float=25.,         # The rate starts at its maximum divided by this
     div_final:float=1e5,   # and ends at its maximum divided by this
@@ -55,7 +55,8 @@ def one_cycle(
 )->Callable:               # Progress -> factor of the maximal rate
     "The 1cycle policy (Smith and Topin 2017), as fastai shapes it."
     if not 0 < pct_start < 1: raise ValueError(f"pct_start={pct_start} must lie between 0 and 1.")
-    return combine([pct_start, 1 - pct_start], [partial(cosine, start=1/div, end=1.), partial(cosine, start=1., end=1/div_final)])
+    rise,fall = partial(cosine, start=1/div, end=1.), partial(cosine, start=1., end=1/div_final)
+    return combine([pct_start, 1 - pct_start], [rise, fall])
 
 # %% ../../nbs/training/24_schedule.ipynb #e4f104b5
 def slanted_triangular(
