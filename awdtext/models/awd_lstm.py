@@ -21,14 +21,14 @@ awd_lstm_lm_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir
 awd_lstm_clas_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir=False, output_p=0.4, hidden_p=0.3,
                             input_p=0.4, embed_p=0.05, weight_p=0.5)
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #a605096f
+# %% ../../nbs/models/12_awd_lstm.ipynb #f10299da
 @dataclass(frozen=True)
 class AWDLSTMConfig:
     "Sizes and dropouts of an AWD-LSTM; the defaults are `awd_lstm_lm_config`."
     emb_sz:int = 400            # Size of an embedding, and of the last layer's output
     n_hid:int = 1152            # Size of the hidden state between the layers
     n_layers:int = 3            # Number of LSTM layers
-    pad_token:int = 1           # Id of the padding token
+    pad_token:int|None = 1      # Id of the padding token, which is not trained; None if there is none
     bidir:bool = False          # Only False is possible, see `AWD_LSTM`
     output_p:float = .1         # Dropout of the last layer's output
     hidden_p:float = .15        # Dropout between the layers
@@ -63,9 +63,9 @@ class AWDLSTMConfig:
         "One number to regularise more or less."
         return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
 
-    def sizes(self)->dict: # `emb_sz`, `n_hid`, `n_layers` and `pad_token`
+    def sizes(self)->dict: # `emb_sz`, `n_hid` and `n_layers`
         "What must agree for weights to fit from one model into another."
-        return {name: getattr(self, name) for name in ('emb_sz', 'n_hid', 'n_layers', 'pad_token')}
+        return {name: getattr(self, name) for name in ('emb_sz', 'n_hid', 'n_layers')}
 
     def layer_sizes(self)->list[tuple]: # `(n_in, n_hid)` of each LSTM layer
         "The layers lead from the embedding's size over `n_hid` back to the embedding's size."
@@ -104,7 +104,7 @@ class EncoderOutput(NamedTuple):
     raw:Tensor  # The last layer's output, before any output dropout, (bs, seq_len, emb_sz)
     state:tuple # `(h, c)` of each layer, each (bs, n); the next window starts from it
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #e7065488
+# %% ../../nbs/models/12_awd_lstm.ipynb #0dff201c
 class AWD_LSTM(nn.Module):
     "The AWD-LSTM encoder (Merity et al., 2017)."
     def __init__(self,
@@ -112,7 +112,7 @@ class AWD_LSTM(nn.Module):
         emb_sz:int,               # Size of an embedding, and of the output
         n_hid:int,                # Size of the hidden state between the layers
         n_layers:int,             # Number of LSTM layers
-        pad_token:int=1,          # Id of the padding token
+        pad_token:int|None=1,     # Id of the padding token, which is not trained; None if there is none
         hidden_p:float=.2,        # Dropout between the layers
         input_p:float=.6,         # Dropout of the first layer's input
         embed_p:float=.1,         # Dropout of word types
@@ -160,14 +160,14 @@ class AWD_LSTM(nn.Module):
             new_state.append(new)
         return EncoderOutput(x, tuple(new_state))
 
-# %% ../../nbs/models/12_awd_lstm.ipynb #2261f0c4
+# %% ../../nbs/models/12_awd_lstm.ipynb #8c811c2b
 def new_embedding(
     vocab_sz:int,  # Size of the vocabulary
     emb_sz:int,    # Size of an embedding
-    pad_token:int, # Id of the padding token, which is not trained
+    pad_token:int|None, # Id of the padding token, which is not trained; None if there is none
 )->nn.Embedding:   # With weights from [-0.1, 0.1]
     "An embedding initialised as the paper's."
-    if not 0 <= pad_token < vocab_sz:
+    if pad_token is not None and not 0 <= pad_token < vocab_sz:
         raise ValueError(f"pad_token={pad_token} is not in a vocabulary of {vocab_sz} words.")
     emb = nn.Embedding(vocab_sz, emb_sz, padding_idx=pad_token)
     nn.init.uniform_(emb.weight, -.1, .1)
