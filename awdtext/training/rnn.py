@@ -47,7 +47,7 @@ class GradientClip(Callback):
         "Clip."
         clip_grad_norm_(learn.model.parameters(), self.max_norm)
 
-# %% ../../nbs/training/27_rnn.ipynb #d5b1812a
+# %% ../../nbs/training/27_rnn.ipynb #6e553423
 class ScaleLRBySeqLen(Callback):
     "Multiplies the rate of each step by the length of its window over `bptt`."
     order = ParamScheduler.order + 10  # scales what the schedule has set
@@ -70,8 +70,8 @@ class ScaleLRBySeqLen(Callback):
         self.kept = []
 
     def after_batch(self, learn):
-        "Set back too where the step was cancelled."
-        self.after_step(learn)
+        "Set back also where the step was cancelled."
+        if self.kept: self.after_step(learn)
 
 # %% ../../nbs/training/27_rnn.ipynb #88eb5717
 def nonmonotone(
