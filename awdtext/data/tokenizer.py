@@ -263,7 +263,7 @@ def _forked(work, n):
         for o in processes:
             if o.pid: o.kill(); o.join()
 
-# %% ../../nbs/data/02_tokenizer.ipynb #8d63b4d0
+# %% ../../nbs/data/02_tokenizer.ipynb #b52391fd
 def _map_forked(work, chunks, n):
     "Yield `work(chunk)` for each of `chunks`, in order, done in `n` forked processes."
     chunks = iter(chunks)
@@ -273,20 +273,26 @@ def _map_forked(work, chunks, n):
         waiting = deque()
         for pipe, chunk in zip(cycle(pipes), chain([first], chunks)):
             done = _collect(work, *waiting.popleft()) if len(waiting) == n else None
-            pipe.send((chunk[0], [o if isinstance(o, str) else None for o in chunk[1]]))
+            with _at_the_other_end(): pipe.send((chunk[0], [o if isinstance(o, str) else None for o in chunk[1]]))
             waiting.append((pipe, chunk))
             if done is not None: yield done
         for pipe, chunk in waiting: yield _collect(work, pipe, chunk)
 
 
-def _collect(work, pipe, chunk):
-    "The answer to `chunk`, from the other end of `pipe` or, without one, from here."
-    try: answer = pipe.recv_bytes()
-    except EOFError as e:
+@contextmanager
+def _at_the_other_end():
+    "Say what it means when a pipe is closed on the other side."
+    try: yield
+    except (EOFError, OSError) as e:
         raise RuntimeError('A tokenising process was killed, most likely for want of memory: use n_workers=0.') from e
+
+
+def _collect(work, pipe, chunk):
+    "The answer to `chunk`, from the other end of `pipe` or, if that is empty, from here."
+    with _at_the_other_end(): answer = pipe.recv_bytes()
     return marshal.loads(answer) if answer else work(chunk)
 
-# %% ../../nbs/data/02_tokenizer.ipynb #824fe31a
+# %% ../../nbs/data/02_tokenizer.ipynb #e28d22cd
 def _n_workers(n):
     "How many processes to start, where `n` was asked for."
     if n is not None and n < 0: raise ValueError(f'n_workers={n}: use 0 for none, or the number of processes.')
@@ -295,10 +301,9 @@ def _n_workers(n):
     return n
 
 
-def _in_chunks(work, chunks, n_workers, alone=16):
-    "Yield what `work(chunk)` gives, from forked processes if `n_workers` says so or `alone` chunks are not all."
-    n = _n_workers(n_workers)
-    for chunk in islice(chunks, alone if n_workers is None or n < 2 else 0): yield from work(chunk)
+def _in_chunks(work, chunks, n, alone):
+    "Yield what `work(chunk)` gives, after the first `alone` chunks from `n` forked processes."
+    for chunk in islice(chunks, alone): yield from work(chunk)
     for done in _map_forked(work, chunks, n) if n > 1 else map(work, chunks): yield from done
 
 # %% ../../nbs/data/02_tokenizer.ipynb #acef145f
@@ -320,7 +325,7 @@ def _find_rule(named):
     if name not in _known_rules: raise ValueError(f'unknown rule {name!r}: known are {", ".join(_known_rules)}.')
     return partial(_known_rules[name], **keywords) if keywords else _known_rules[name]
 
-# %% ../../nbs/data/02_tokenizer.ipynb #517db752
+# %% ../../nbs/data/02_tokenizer.ipynb #3812d150
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -346,7 +351,7 @@ class Tokenizer:
     )->Iterator[list[str]]:      # The tokens of each document, in order
         "Tokenise `texts` one after the other, in the same memory for any number of them."
         if total is None: total = len(texts) if hasattr(texts, '__len__') else 0
-        docs = _in_chunks(self._chunk, _chunks(texts), n_workers)
+        docs = _in_chunks(self._chunk, _chunks(texts), _n_workers(n_workers), alone=16 if n_workers is None else 0)
         return progress(docs, total=total, label='tokenising') if total else docs
 
     def _chunk(self, chunk):
@@ -390,31 +395,30 @@ def _find_words(kind, **settings):
     if kind not in kinds: raise ValueError(f'unknown kind of words {kind!r}: known are {", ".join(kinds)}.')
     return kinds[kind](**settings)
 
-# %% ../../nbs/data/02_tokenizer.ipynb #82e9e11f
+# %% ../../nbs/data/02_tokenizer.ipynb #71c1ed8d
 _silent = {BOS, EOS, PAD}
+_counted = {TK_REP: '', TK_WREP: ' ', FLD: None} # a number follows; repetitions are joined by this
 _undo = {TK_MAJ: str.capitalize, TK_UP: str.upper}
 
 
-def _repeated(n, word, token):
-    "`word` as often as `n` says, if it says anything."
-    if not n.isdecimal(): return f'{n} {word}'
-    return (' ' if token == TK_WREP else '').join([word] * min(int(n[:4]), 1000))
+def _repeat(joined_by, n, word):
+    "`word` `n` times, unless it is long, and so the work of other repetitions, or only a field's number was counted."
+    if joined_by is None or len(word) >= 100: return word
+    return joined_by.join([word] * min(n, 1000))
 
 
 def _without_marks(tokens):
     "The words of `tokens`, with what the special tokens say about them done to them."
-    marks,tokens = [], iter(tokens)
+    marks,counted = [], None # what to do to the next word; the token before, if a number should follow it
     for token in tokens:
-        if token in _silent: continue
-        if token in (TK_REP, TK_WREP, FLD): marks.append((token, next(tokens, '')))
-        elif token in _undo: marks.append((token, ''))
-        else:
+        if counted and token.isdecimal(): marks.append(partial(_repeat, _counted[counted], int(token[:4])))
+        elif token in _undo: marks.append(_undo[token])
+        elif token not in _silent and token not in _counted:
             word = token.replace('▁', ' ')
-            for mark, n in reversed(marks):
-                if mark in _undo: word = _undo[mark](word)
-                elif mark != FLD: word = _repeated(n, word, mark)
+            for mark in reversed(marks): word = mark(word)
             marks = []
-            yield word
+            if word: yield word
+        counted = token if token in _counted else None
 
 # %% ../../nbs/data/02_tokenizer.ipynb #7512899f
 _no_space_before = set('.,;:!?%)]}…’”') | set("n't n’t 's ’s 're ’re 've ’ve 'll ’ll 'd ’d 'm ’m ''".split())
