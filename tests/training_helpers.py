@@ -28,7 +28,7 @@ def two_classes(n_train=60, n_valid=50, bs=8):
 
 def plain_learner(dls, opt_func=SGD, lr=.1, cbs=None, model=None, **kwargs):
     "A linear model; the same weights and no output every time."
-    torch.manual_seed(0)
+    _start()
     model = model or nn.Linear(3, 2)
     return Learner(dls, model, opt_func=opt_func, lr=lr, cbs=cbs, **kwargs).remove_cb(ProgressCallback)
 
@@ -46,11 +46,16 @@ def lm_data(n_train=400, n_valid=151, bs=4, seq_len=16):
 
 def lm_learner(dls=None, averaging=None, **kwargs):
     "A small language model that learns by plain SGD; `averaging` replaces its NTASGD."
-    torch.manual_seed(0)
+    _start()
     kwargs = {'opt_func': SGD, 'lr': 2., 'wd': 0., **kwargs}
     learn = language_model_learner(dls or lm_data(), config=tiny_size, **kwargs)
     learn.remove_cb(ProgressCallback).remove_cb(NTASGD)
     return learn.add_cb(averaging) if averaging else learn
+
+
+def _start():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # on models this small, two threads only wait for each other
 
 
 def snapshot(model): return {k: v.detach().clone() for k, v in model.state_dict().items()}
