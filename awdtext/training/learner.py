@@ -26,7 +26,7 @@ from .progress import ProgressCallback
 from .schedule import ParamScheduler, combine, cosine, one_cycle
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/29_learner.ipynb #6c814eaf
+# %% ../../nbs/training/29_learner.ipynb #5c04946c
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -95,8 +95,10 @@ class Learner:
 
     # The loop
 
+    def _in_order(self): return sorted(self.cbs, key=lambda cb: cb.order)
+
     def _event(self, name):
-        for cb in sorted(self.cbs, key=lambda cb: cb.order): getattr(cb, name)(self)
+        for cb in self._in_order(): getattr(cb, name)(self)
 
     def _fit(self, n_epoch, start_epoch):
         self.n_epoch,self.interrupted = n_epoch,False
@@ -114,7 +116,7 @@ class Learner:
         self.training,self.state = False,None
         self.model.eval()
         with ExitStack() as every:                                     # one that fails keeps no other from tidying up
-            for cb in sorted(self.cbs, key=lambda cb: -cb.order): every.callback(cb.after_fit, self)
+            for cb in reversed(self._in_order()): every.callback(cb.after_fit, self)   # the last is called first
 
     def _epoch(self):
         try:
