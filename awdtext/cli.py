@@ -5,51 +5,75 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'train_lm', 'train_classifier', 'evaluate', 'predict', 'generate', 'demo', 'usage', 'main']
 
-# %% ../nbs/52_cli.ipynb #75c266c3
+# %% ../nbs/52_cli.ipynb #4fd1d4af
 import json, os, sys, traceback
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from fastcore.script import anno_parser
 
-from .core import say, seed_all
+# %% ../nbs/52_cli.ipynb #376af9b4
+def _place(out):
+    "`out` as a path, if something can be written there."
+    out = Path(out)
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir(): raise NotADirectoryError(f"{there} is no folder: name another one with --out.")
+    try: TemporaryFile(dir=there).close()
+    except OSError as e:
+        raise OSError(f"Nothing can be written to {there} ({e.strerror}): name another folder with --out.") from e
+    return out
 
-# %% ../nbs/52_cli.ipynb #3d1e54e3
+
+def _source(data):
+    path = Path(data)
+    if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
+    return path
+
+
+def _is_csv(path): return '.csv' in path.suffixes                            # also .csv.gz
+
+
+def _share(path, valid_pct):
+    "None where `path` has its own validation part."
+    return None if all((path / p).is_dir() for p in ('train', 'valid')) else valid_pct
+
+# %% ../nbs/52_cli.ipynb #2b3d3dc9
 def _lm_data(data, text_col, valid_pct, tokenized, lang, **rest):
     "Loaders from whatever `data` is."
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
     from awdtext.data.tokenizer import SpacyTokenizer, Tokenizer
-    tok = None if tokenized else Tokenizer(SpacyTokenizer(lang))
-    if data == 'docstrings':
-        return TextDataLoaders.from_df(docstrings(), text_col='text', valid_pct=valid_pct, is_lm=True, tok_tfm=tok, **rest)
-    path = Path(data)
-    if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
+    rest['tok_tfm'] = None if tokenized else Tokenizer(SpacyTokenizer(lang))
+    if data == 'docstrings' and not tokenized:
+        return TextDataLoaders.from_df(docstrings(), text_col='text', valid_pct=valid_pct, is_lm=True, **rest)
+    path = _source(data)
     parts = {p: path / f'{p}.txt' for p in ('train', 'valid', 'test')}
     is_folder_of_texts = path.is_dir() and not parts['train'].is_file()
-    if tokenized and (path.suffix == '.csv' or is_folder_of_texts):
+    if tokenized and (_is_csv(path) or is_folder_of_texts):
         raise ValueError("--tokenized is for text files: give a .txt file, or a folder with train.txt and valid.txt.")
-    if path.suffix == '.csv':
-        return TextDataLoaders.from_csv(path.parent, path.name, text_col=text_col, valid_pct=valid_pct, is_lm=True,
-                                        tok_tfm=tok, **rest)
+    if _is_csv(path):
+        return TextDataLoaders.from_csv(path.parent, path.name, is_lm=True, text_col=text_col, valid_pct=valid_pct,
+                                        **rest)
     if is_folder_of_texts:
-        return TextDataLoaders.from_folder(path, valid_pct=valid_pct, is_lm=True, tok_tfm=tok, **rest)
+        return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), is_lm=True, **rest)
     valid,test = (parts[p] if path.is_dir() and parts[p].is_file() else None for p in ('valid', 'test'))
     return TextDataLoaders.from_file(parts['train'] if path.is_dir() else path, valid, test, valid_pct=valid_pct,
-                                     raw=tokenized, tok_tfm=tok, **rest)
+                                     raw=tokenized, whole=False if tokenized and not valid else None, **rest)
 
-
+# %% ../nbs/52_cli.ipynb #58b98446
 def train_lm(
     data:str='docstrings',  # Folder, text file or CSV; the built-in corpus if not given
     out:str='lm_out',       # Folder of the results
     config:str='small',     # Size of the model: small, base or paper
     epochs:int=1,           # Passes over the text
-    lr:float=1e-2,          # Highest rate of the one cycle
+    lr:float=5e-3,          # Highest rate of the one cycle
     bs:int=32,              # Rows of a batch
     seq_len:int=72,         # Mean length of a window
     drop_mult:float=1.,     # Multiplies all dropouts
     max_vocab:int=60000,    # Largest vocabulary
     min_freq:int=3,         # Rarer words are unknown
-    valid_pct:float=.1,     # Share of the documents for validation, where there is no validation file
+    valid_pct:float=.1,     # Share of the documents for validation, where there is no validation part
     text_col:str='text',    # Column of a CSV
     lang:str='en',          # Language of the tokenizer, as spaCy names it
     backwards:bool=False,   # Read texts from their end
@@ -57,41 +81,48 @@ def train_lm(
     seed:int=42,            # Of everything random
 ):
     "Train a language model; leave encoder, model, record and curve in OUT."
-    seed_all(seed)
-    from awdtext.data.stream import unigram_perplexity
+    from awdtext.core import say, seed_all
+    from awdtext.data.stream import positive_int
+    from awdtext.models.awd_lstm import AWDLSTMConfig
     from awdtext.text_learner import language_model_learner
+    out,config,epochs = _place(out),AWDLSTMConfig.from_any(config),positive_int(epochs, 'epochs')
+    seed_all(seed)
     dls = _lm_data(data, text_col, valid_pct, tokenized, lang, seq_len=seq_len, backwards=backwards, bs=bs,
                    max_vocab=max_vocab, min_freq=1 if tokenized else min_freq, seed=seed)
     say(f"{data}: {dls.summary()}.")
-    learn = language_model_learner(dls, config=config, drop_mult=drop_mult, path=_folder(out), model_dir='.')
+    learn = language_model_learner(dls, config=config, drop_mult=drop_mult, path=out, model_dir='.')
     learn.fit_one_cycle(epochs, lr)
-    learn.save_encoder('encoder')
-    _leave(learn, 'language_model')
+    _leave(learn, 'language_model', learn.save_encoder('encoder'))
     if learn.interrupted: raise KeyboardInterrupt
-    figures = {part: learn.evaluate(part)._asdict() for part in ('valid', 'test') if getattr(dls, part) is not None}
-    for part, score in figures.items():
+    _report(learn)
+
+
+def _report(learn):
+    "Exact figures beside those of a model that counts words."
+    from awdtext.core import say
+    from awdtext.data.stream import unigram_perplexity
+    dls = learn.dls
+    for part in ('valid', 'test'):
+        if getattr(dls, part) is None: continue
+        score = learn.evaluate(part)
         unigram = unigram_perplexity(dls.train.corpus, getattr(dls, part).corpus, len(dls.vocab))
-        say(f"{part}: perplexity {score['perplexity']:.2f} over {score['n_tokens']:,} tokens in one stream "
+        say(f"{part}: perplexity {score.perplexity:.2f} over {score.n_tokens:,} tokens in one stream "
             f"(unigram model: {unigram:.1f})")
 
 
-def _folder(out):
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return Path(out)
-
-
-def _leave(learn, name):
-    "Model, curve and record, whatever happens to the evaluation that follows."
+def _leave(learn, name, *files):
+    "Write model, curve and record, so that they are there whatever happens afterwards."
+    from awdtext.core import say
     from awdtext.demo import save_curve
-    learn.export(name)
-    save_curve(learn, learn.path / f'{name}.png')
-    (learn.path / f'{name}.json').write_text(json.dumps(learn.record, indent=1))
-    say(f"In {learn.path}/: {', '.join(sorted(p.name for p in learn.path.iterdir() if p.is_file()))}")
+    model,curve,record = learn.export(name),learn.path / f'{name}.png',learn.path / f'{name}.json'
+    save_curve(learn, curve)
+    record.write_text(json.dumps(learn.record, indent=1))
+    say(f"In {learn.path}/: {', '.join(f.name for f in (*files, model, curve, record))}")
 
-# %% ../nbs/52_cli.ipynb #856a2d0b
+# %% ../nbs/52_cli.ipynb #2c0fb8b7
 def train_classifier(
     data:str='docstrings',   # CSV with texts and labels, or a folder with a folder for each label
-    encoder:str=None,        # Encoder of a language model (encoder.safetensors); without one, all is learned from the labels
+    encoder:str=None,        # Encoder of a language model (encoder.safetensors); without one, all comes from the labels
     out:str='classifier_out', # Folder of the results
     config:str='small',      # Size of the model where there is no encoder: small, base or paper
     epochs:int=3,            # Passes over the documents, after one for the head alone if there is an encoder
@@ -106,66 +137,96 @@ def train_classifier(
     seed:int=42,             # Of everything random
 ):
     "Train a text classifier; leave model, record and curve in OUT."
-    seed_all(seed)
-    from awdtext.data.tokenizer import SpacyTokenizer, Tokenizer
+    from awdtext.core import say, seed_all
+    from awdtext.data.stream import positive_int
+    from awdtext.models.awd_lstm import AWDLSTMConfig
     from awdtext.text_learner import text_classifier_learner
-    from awdtext.training.checkpoint import read_bundle
-    from awdtext.data.vocab import Vocab
-    lm = read_bundle(encoder, 'encoder') if encoder else None
-    if lm and not lm['tokenizer']:
-        raise ValueError(f"{encoder} was trained on tokenised text, and cannot say how to tokenise {data}.")
-    tok = Tokenizer.from_dict(lm['tokenizer']) if lm else Tokenizer(SpacyTokenizer(lang))
-    dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct=valid_pct, seed=seed, tok_tfm=tok, bs=bs,
-                         text_vocab=Vocab(lm['vocab']) if lm else None, backwards=bool(lm and lm['backwards']))
+    out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
+    seed_all(seed)
+    dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct, seed=seed, bs=bs, **_reading(encoder, lang))
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
-                                    config=None if encoder else config, path=_folder(out), model_dir='.')
+                                    config=None if encoder else config, path=out, model_dir='.')
     if encoder: learn.fit_one_cycle(1, 2 * lr)
     if not learn.interrupted: learn.unfreeze().fit_one_cycle(epochs, slice(lr / 10, lr) if encoder else lr)
     _leave(learn, 'classifier')
     if learn.interrupted: raise KeyboardInterrupt
 
+# %% ../nbs/52_cli.ipynb #c763337f
+def _reading(encoder, lang):
+    "Tokenizer, vocabulary and direction, as `TextDataLoaders` takes them."
+    from awdtext.data.tokenizer import SpacyTokenizer, Tokenizer
+    from awdtext.training.checkpoint import read_bundle
+    if not encoder: return {'tok_tfm': Tokenizer(SpacyTokenizer(lang))}
+    lm = read_bundle(encoder, 'encoder')
+    if not lm['tokenizer']:
+        raise ValueError(f"{encoder} was trained on lists of tokens, and cannot say how to make them.")
+    return {'tok_tfm': Tokenizer.from_dict(lm['tokenizer']), 'text_vocab': lm['vocab'], 'backwards': lm['backwards']}
 
-def _labelled_data(data, text_col, label_col, label_delim, valid_pct, **kwargs):
+
+def _labelled_data(data, text_col, label_col, label_delim, valid_pct, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
     columns = dict(text_col=text_col, label_col=label_col, label_delim=label_delim, valid_pct=valid_pct)
-    if data == 'docstrings': return TextDataLoaders.from_df(docstrings(), **columns, **kwargs)
-    path = Path(data)
-    if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
-    if not path.is_dir(): return TextDataLoaders.from_csv(path.parent, path.name, **columns, **kwargs)
-    own = all((path / p).is_dir() for p in ('train', 'valid'))
-    return TextDataLoaders.from_folder(path, valid_pct=None if own else valid_pct, **kwargs)
+    if data == 'docstrings': return TextDataLoaders.from_df(docstrings(), **columns, **rest)
+    path = _source(data)
+    if not path.is_dir(): return TextDataLoaders.from_csv(path.parent, path.name, **columns, **rest)
+    return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), **rest)
 
-# %% ../nbs/52_cli.ipynb #55839fb3
-def _texts_of(data, tokenized):
-    "Documents in a text file: one on each line, or lists of tokens."
-    path = Path(data)
-    if not path.is_file(): raise FileNotFoundError(f"There is no file {path}.")
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-    if tokenized: return [[token for line in lines for token in (*line.split(), '<eos>')]]
-    return [line for line in lines if line.strip()]
+# %% ../nbs/52_cli.ipynb #d2a628c8
+def _file(data):
+    if not Path(data).is_file(): raise FileNotFoundError(f"There is no file {data}.")
+    return Path(data)
 
 
+def _csv(path, columns, as_text):
+    "A frame with these `columns`, of which those in `as_text` are not taken for numbers."
+    import pandas as pd
+    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str))
+    missing = [c for c in columns if c not in df.columns]
+    if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
+    return df
+
+
+def _lm_texts(learn, data, text_col):
+    "The documents of a text file or of a CSV's column; where they are tokenised already, all as one."
+    path,tok = _file(data),learn.dls.tokenizer
+    if _is_csv(path): return _csv(path, [text_col], [text_col])[text_col].tolist()
+    try: lines = path.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
+    except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from e
+    if tok and tok.rules: return [line for line in lines if line.strip()]
+    whole = ' '.join(f'{line} <eos>' if '<eos>' in learn.dls.vocab else line for line in lines)
+    return [whole if tok else whole.split()]
+
+
+def _labelled_dl(learn, data, text_col, label_col, label_delim):
+    labeler = learn.dls.labeler
+    are_names = labeler.categories is not None and all(isinstance(c, str) for c in labeler.categories)
+    as_text = [text_col, label_col] if are_names else [text_col]
+    df = _csv(_file(data), [text_col, label_col], as_text)
+    labels = df[label_col] if label_delim is None else df[label_col].str.split(label_delim, regex=False)
+    return learn.dls.test_dl(df[text_col].tolist(), labels.tolist())
+
+# %% ../nbs/52_cli.ipynb #dc258e6b
 def evaluate(
     model:str,             # language_model.safetensors or classifier.safetensors
-    data:str,              # For a language model a text file, for a classifier a CSV
+    data:str,              # For a language model a text file or a CSV, for a classifier a CSV
     text_col:str='text',   # Column of the texts in a CSV
     label_col:str='label', # Column of the labels in a CSV
+    label_delim:str=None,  # What separates several labels of a document
 ):
     "Measure a model on data it has not seen: exact perplexity, or accuracy."
+    from awdtext.core import say
     from awdtext.text_learner import LMLearner, load_learner
     learn = load_learner(model)
     if isinstance(learn, LMLearner):
-        score = learn.evaluate(_texts_of(data, tokenized=learn.dls.tokenizer is None))
-        say(f"perplexity {score.perplexity:.2f}, {score.loss:.4f} nats per token, {score.n_tokens:,} tokens in 1 stream")
+        score = learn.evaluate(_lm_texts(learn, data, text_col))
+        say(f"perplexity {score.perplexity:.2f}, {score.loss:.4f} nats per token, "
+            f"{score.n_tokens:,} tokens in one stream")
         return
-    import pandas as pd
-    df = pd.read_csv(data)
-    missing = [c for c in (text_col, label_col) if c not in df.columns]
-    if missing: raise KeyError(f"{data} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
-    figures = learn.validate_figures(learn.dls.test_dl(df[text_col].tolist(), df[label_col].tolist()))
-    say(', '.join(f'{name} {value:.4f}' for name, value in figures.items()) + f', {len(df):,} documents')
+    dl = _labelled_dl(learn, data, text_col, label_col, label_delim)
+    figures = [f'{name} {value:.4f}' for name, value in learn.validate_figures(dl).items()]
+    say(', '.join([*figures, f'{len(dl.targets):,} documents']))
 
 
 def predict(
@@ -173,13 +234,19 @@ def predict(
     *texts:str,  # The texts; lines of standard input if none is given
 ):
     "Say for each text its label and the probability of that, or how a language model continues it."
+    from awdtext.core import say
     from awdtext.text_learner import LMLearner, load_learner
     learn = load_learner(model)
     for text in texts or (line.rstrip('\n') for line in sys.stdin):
         if isinstance(learn, LMLearner): say(learn.predict(text, 20, temperature=0))
-        else:
-            label,_,probs = learn.predict(text)
-            say(f"{label}\t{float(probs.max()):.4f}\t{text}")
+        else: say('\t'.join([*_answer(*learn.predict(text)), ' '.join(text.split())]))
+
+
+def _answer(label, idx, probs):
+    "Label and probability, or several of them; `-` where there is none."
+    if idx is probs: return str(label),'-'                                       # a regression
+    if not isinstance(label, list): return str(label),f'{float(probs[idx]):.4f}'
+    return '; '.join(map(str, label)) or '-','; '.join(f'{float(p):.4f}' for p in probs[idx]) or '-'
 
 
 def generate(
@@ -192,6 +259,7 @@ def generate(
     seed:int=None,           # The same seed gives the same texts
 ):
     "Let a language model write."
+    from awdtext.core import say
     from awdtext.text_learner import LMLearner, load_learner
     learn = load_learner(model)
     if not isinstance(learn, LMLearner): raise ValueError(f"{model} is a classifier; generate needs a language model.")
@@ -205,9 +273,9 @@ def demo(
 ):
     "Train a language model and a classifier on the built-in corpus, in a few minutes."
     from awdtext.demo import run_demo
-    run_demo(out, seed=seed)
+    run_demo(_place(out), seed=seed)
 
-# %% ../nbs/52_cli.ipynb #422b7ae6
+# %% ../nbs/52_cli.ipynb #bb7ce5a9
 COMMANDS = {'demo': demo, 'train-lm': train_lm, 'train-classifier': train_classifier, 'evaluate': evaluate,
             'predict': predict, 'generate': generate}
 
@@ -224,24 +292,27 @@ def main(
 )->int:                       # Exit status
     "Run the command that the command line names."
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ('-h', '--help'):
-        print(usage())
+    if not argv or argv[0] in ('-h', '--help', '--version'):
+        print(version('awdtext') if argv == ['--version'] else usage())
         return 0 if argv else 2
     name,*rest = argv
     if name not in COMMANDS:
         print(f"awdtext: there is no command {name!r}: use one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return _run(COMMANDS[name], name, rest)
+    args = vars(anno_parser(COMMANDS[name], prog=f'awdtext {name}').parse_args(rest))
+    return _run(name, {k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
 
 
-def _run(func, name, rest):
-    args = vars(anno_parser(func, prog=f'awdtext {name}').parse_args(rest))
-    positional = args.pop('texts', ())
-    first = [args.pop('model')] if positional else []
-    try: func(*first, *positional, **{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
+def _run(name, args):
+    texts = args.pop('texts', ())
+    first = [args.pop('model')] if texts else []
+    try: COMMANDS[name](*first, *texts, **args)
     except KeyboardInterrupt:
         print("awdtext: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())           # for what python still has to say
+        return 141
     except Exception as e:  # noqa: BLE001 - the one place where errors become a line
         if os.environ.get('AWDTEXT_DEBUG'): traceback.print_exc()
         message = e.args[0] if isinstance(e, KeyError) and e.args else e

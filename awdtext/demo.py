@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['split_documents', 'majority_accuracy', 'train_demo_lm', 'train_demo_classifier', 'save_curve', 'run_demo']
 
-# %% ../nbs/51_demo.ipynb #85d27800
+# %% ../nbs/51_demo.ipynb #1f57229a
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .core import say, seed_all
@@ -39,7 +38,7 @@ def majority_accuracy(
     "Accuracy of always naming the class that is most frequent in training."
     return float((valid == train.mode().values).double().mean())
 
-# %% ../nbs/51_demo.ipynb #122c91b4
+# %% ../nbs/51_demo.ipynb #7d087319
 def train_demo_lm(
     df,                    # Frame with `text` and `is_valid`
     out:Path,              # Folder of the results
@@ -55,12 +54,13 @@ def train_demo_lm(
     say(f"Language model: {dls.summary()}.")
     learn = language_model_learner(dls, config=config, model_dir='.')
     learn.fit_one_cycle(n_epoch, lr)
+    learn.save_encoder('encoder')
+    save_curve(learn, out / 'language_model.png')
+    if learn.interrupted: raise KeyboardInterrupt
     score = learn.evaluate()
     unigram = unigram_perplexity(dls.train.corpus, dls.valid.corpus, len(dls.vocab))
     say(f"Perplexity of {score.n_tokens:,} validation tokens, in one stream: {score.perplexity:.1f}; "
         f"of a unigram model: {unigram:.1f}.")
-    learn.save_encoder('encoder')
-    save_curve(learn, out / 'language_model.png')
     return learn
 
 
@@ -76,12 +76,13 @@ def train_demo_classifier(
     say(f"\nClassifier: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained='encoder', model_dir='.')
     learn.fit_one_cycle(1, 2e-2)
-    learn.unfreeze().fit_one_cycle(n_epoch, slice(1e-3, 1e-2))
+    if not learn.interrupted: learn.unfreeze().fit_one_cycle(n_epoch, slice(1e-3, 1e-2))
+    learn.export('classifier')
+    save_curve(learn, out / 'classifier.png')
+    if learn.interrupted: raise KeyboardInterrupt
     accuracy = learn.record[-1]['accuracy']
     say(f"Accuracy on {len(dls.valid.targets):,} validation documents: {accuracy:.3f}; "
         f"of always saying the most frequent label: {majority_accuracy(dls.train.targets, dls.valid.targets):.3f}.")
-    learn.export('classifier')
-    save_curve(learn, out / 'classifier.png')
     return learn
 
 
@@ -95,12 +96,12 @@ def save_curve(
     learn.recorder.plot_loss(ax=figure.subplots())
     figure.savefig(file, dpi=120)
 
-# %% ../nbs/51_demo.ipynb #327da26e
+# %% ../nbs/51_demo.ipynb #d7474254
 def run_demo(
     out:str|Path='demo_out', # Folder of the results
-    n_lm:int=4000,           # Documents of the language model
-    n_clas:int=800,          # Labelled documents among them
-    n_valid:int=400,         # Documents kept for validation
+    n_lm:int=2500,           # Documents of the language model
+    n_clas:int=600,          # Labelled documents among them
+    n_valid:int=300,         # Documents kept for validation
     config='small',          # Preset or settings of the encoder
     seed:int=42,             # Of everything
     df=None,                 # Frame with `text` and `label`; `docstrings()` if None

@@ -6,9 +6,10 @@
 __all__ = ['map_embedding', 'TextLearner', 'advise_preset', 'LMLearner', 'language_model_learner', 'text_classifier_learner',
            'load_learner']
 
-# %% ../nbs/50_text_learner.ipynb #d0f98136
+# %% ../nbs/50_text_learner.ipynb #4d1264af
+import json, warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders
-from .data.tokenizer import BOS, FLD, PAD, UNK, Tokenizer, detokenize
+from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
 from .data.vocab import Vocab, match_vocab
 from .lm.evaluate import LMScore, evaluate_lm
 from .lm.generate import generate
@@ -32,7 +33,7 @@ from .training.optim import Adam, one_group
 from .training.rnn import NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
 from .training.tracking import TimeLeft, format_hours
 
-# %% ../nbs/50_text_learner.ipynb #8fc2d088
+# %% ../nbs/50_text_learner.ipynb #72a152b6
 def map_embedding(
     rows:Tensor,  # Trained embedding, (len(old), emb_sz)
     old:Vocab,    # Its words
@@ -41,33 +42,51 @@ def map_embedding(
     "The rows of `rows` at the words of `new`, and random ones like them for words that are not in `old`."
     idxs = match_vocab(old, new)                                # (len(new),), -1 where unknown
     found = idxs >= 0
-    fresh = rows.mean(0) + rows.std(0) * torch.randn(len(new), rows.shape[1])
+    fresh = rows.mean(0) + rows.std(0, correction=0) * torch.randn(len(new), rows.shape[1])
     return torch.where(found[:, None], rows[idxs.clamp(min=0)], fresh), int(found.sum())
 
-# %% ../nbs/50_text_learner.ipynb #2f0442e2
+# %% ../nbs/50_text_learner.ipynb #06c1adb2
 def _check_sizes(theirs, ours, source):
-    sizes = [{k: c.sizes()[k] for k in ('emb_sz', 'n_hid', 'n_layers')} for c in (theirs, ours)]
+    sizes = [c.sizes() for c in (theirs, ours)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"The encoder in {source} has the shape {sizes[0]}, this model {sizes[1]}. "
                          f"Give config={sizes[0]} when you make the learner, or pretrained='{source}', which does so.")
 
 
-def _load_encoder_bundle(encoder, config, vocab, bundle, source):
-    _check_sizes(AWDLSTMConfig.from_any(bundle['config']), config, source)
-    weights = dict(bundle['weights'])
+def _check_reading(bundle, dls, source):
+    if bundle['backwards'] != dls.backwards:
+        way = ('forwards', 'backwards')[bundle['backwards']]
+        raise ValueError(f"The encoder in {source} reads texts {way}, these data do not: "
+                         f"make them with backwards={bundle['backwards']}.")
+    if bundle['tokenizer'] != _tokenizer_state(dls.tokenizer):
+        warnings.warn(f"The encoder in {source} had its texts cut into words by another tokenizer than these data: "
+                      "words that only one of them makes cannot be matched. Give both the same tok_tfm and rules.",
+                      stacklevel=4)
+
+
+def _tokenizer_state(tok):
+    "What a file would hold of `tok`, or a text that no file holds."
+    try: return tok and json.loads(json.dumps(tok.to_dict()))
+    except ValueError: return str(tok)
+
+
+def _load_encoder_bundle(learn, bundle, source):
+    _check_sizes(AWDLSTMConfig.from_any(bundle['config']), learn.config, source)
+    _check_reading(bundle, learn.dls, source)
+    vocab,weights = learn.dls.vocab,dict(bundle['weights'])
     (name,) = [k for k in weights if k.startswith('embedding.')]
     weights[name],n = map_embedding(weights[name].cpu(), Vocab(bundle['vocab']), vocab)
-    load_weights(encoder, weights, source)
+    load_weights(learn.encoder, weights, source)
     say(f"Encoder {source}: {n:,} of {len(vocab):,} words matched, {len(vocab) - n:,} are new.")
 
-# %% ../nbs/50_text_learner.ipynb #b1a292a4
+# %% ../nbs/50_text_learner.ipynb #82915d00
 class TextLearner(Learner):
     "Learner of a text classifier; the language model's `LMLearner` inherits its files."
     unit,kind = 'docs','classifier'
 
     def __init__(self,
-        dls:TextDataLoaders,
-        model:torch.nn.Module,
+        dls:TextDataLoaders,   # Loaders, vocabulary and tokenizer
+        model:torch.nn.Module, # Has an `encoder`
         config:AWDLSTMConfig,  # Sizes and dropouts the model was made with, before `drop_mult`
         options:dict,          # The other arguments it was made with
         loss_func=None,        # Only a classifier needs one
@@ -106,7 +125,7 @@ class TextLearner(Learner):
     ):                 # The learner, frozen up to its last group
         "Load an encoder: weights by name, embedding by word. Raises if its shape is another one."
         source = _find_bundle(file, self.path / self.model_dir)
-        _load_encoder_bundle(self.encoder, self.config, self.dls.vocab, read_bundle(source, 'encoder'), str(source))
+        _load_encoder_bundle(self, read_bundle(source, 'encoder'), str(source))
         self.average = None
         return self.freeze()
 
@@ -128,10 +147,12 @@ class TextLearner(Learner):
     def predict(self,
         text:str|list[str], # One document
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
-        "What the classifier says of `text`."
-        probs = self.get_preds(dl=self.dls.test_dl([text]))[0][0]
+        "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
         labeler = self.dls.labeler
-        if isinstance(labeler, RegressionSetup): return labeler.decode(probs), probs, probs
+        if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
+        probs = self.get_preds(dl=self.dls.test_dl([text]))[0][0]
+        if isinstance(labeler, RegressionSetup):
+            return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
         idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
         return labeler.decode(idx), idx, probs
 
@@ -157,7 +178,7 @@ def advise_preset(
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
     return f"With config={name!r} it would take about {format_hours(smaller[name])}."
 
-# %% ../nbs/50_text_learner.ipynb #f16069e8
+# %% ../nbs/50_text_learner.ipynb #926bec98
 class LMLearner(TextLearner):
     "Learner of a language model."
     unit,kind = 'tokens','language_model'
@@ -189,7 +210,7 @@ class LMLearner(TextLearner):
         dl=None,               # Or any loader without shuffling
         with_loss:bool=False,  # Whether to give the loss of each token too
     )->tuple:                  # (n, vocab_sz) and (n,), and losses (n,) if asked for
-        "The distribution over the next word at each token of the text, in order; refused where it would fill the memory."
+        "The distribution over the next word at each token of the text, in order; refused where it would fill memory."
         dl = self._dl(ds_idx, dl)
         _check_memory(dl.n_tokens, len(self.dls.vocab))
         with self._aside():
@@ -227,17 +248,23 @@ class LMLearner(TextLearner):
         seed:int|None=None,          # Seed of the draws
     )->str:                          # `text` and what follows
         "Continue `text`. The state is carried, so each word takes the same time."
-        vocab,tok,backwards = self.dls.vocab,self.dls.tokenizer,self.dls.backwards
-        tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
+        vocab,backwards,tokens = self.dls.vocab,self.dls.backwards,_prompt(text, self.dls)
         silent = [PAD, BOS, FLD] + ([UNK, '<unk>'] if no_unk else [])
-        ids = vocab.encode(tokens).tolist()
+        ids = vocab.encode(tokens or [t for t in (BOS, EOS, '<eos>') if t in vocab][:1]).tolist()
         drawn = list(generate(self.model, ids[::-1] if backwards else ids, n_words, temperature, top_k, min_p,
                               [vocab.stoi[t] for t in silent if t in vocab], seed))
         words = vocab.decode(drawn)
         tokens = words[::-1] + tokens if backwards else tokens + words
-        return detokenize(tokens) if tok else ' '.join(tokens)
+        return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
 
-# %% ../nbs/50_text_learner.ipynb #83e07a02
+# %% ../nbs/50_text_learner.ipynb #372c07c8
+def _prompt(text, dls):
+    "The tokens that are read before the first word is drawn."
+    tok = dls.tokenizer
+    tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
+    return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
+
+# %% ../nbs/50_text_learner.ipynb #5fee32df
 def language_model_learner(
     dls:TextDataLoaders,            # Made with `is_lm=True`
     arch=AWD_LSTM,                  # The encoder's class
@@ -262,20 +289,19 @@ def language_model_learner(
     _check_encoder(arch, pretrained, pretrained_fnames)
     source = pretrained and _find_bundle(pretrained, Path(path or dls.path) / model_dir)
     bundle = source and read_bundle(source, 'encoder')
-    config = _sized(AWDLSTMConfig.from_any(config), bundle)
+    config = _fitted(AWDLSTMConfig.from_any(config), bundle, dls.vocab)
     model = get_language_model(len(dls.vocab), config, drop_mult)
     learn = LMLearner(dls, model, config, {}, None, opt_func or Adam, lr or 5e-3, lm_split, metrics, path, model_dir,
                       wd, alpha, beta)
     for cb in (GradientClip(.25), ScaleLRBySeqLen(dls.seq_len), NTASGD(), *listed(cbs)): learn.add_cb(cb)
-    if bundle: _load_encoder_bundle(learn.encoder, config, dls.vocab, bundle, str(source))
+    if bundle: _load_encoder_bundle(learn, bundle, str(source))
     return learn
 
 
-def _sized(config, bundle):
-    "`config` with the sizes of the encoder in `bundle`, if there is one."
-    if not bundle: return config
-    theirs = AWDLSTMConfig.from_any(bundle['config']).sizes()
-    return AWDLSTMConfig.from_any({**asdict(config), **theirs})
+def _fitted(config, bundle, vocab):
+    "`config` for this vocabulary, with the sizes of the encoder in `bundle` if there is one."
+    theirs = AWDLSTMConfig(**bundle['config']).sizes() if bundle else {}
+    return replace(config, pad_token=vocab.pad_idx, **theirs)
 
 
 def _check_data(dls, backwards, is_lm):
@@ -289,7 +315,7 @@ def _check_data(dls, backwards, is_lm):
 def _check_encoder(arch, pretrained, pretrained_fnames):
     if arch is not AWD_LSTM: raise ValueError(f"arch={arch!r} is not known: use AWD_LSTM.")
     if pretrained is True or pretrained_fnames is not None:
-        raise ValueError("There is no pretrained model to download: train one, save_encoder(name), give pretrained=name.")
+        raise ValueError("There is no pretrained model to download: train one, save_encoder(name), and give its name.")
 
 # %% ../nbs/50_text_learner.ipynb #1fc242d7
 def _check_memory(n_tokens, vocab_sz):
@@ -298,7 +324,7 @@ def _check_memory(n_tokens, vocab_sz):
         raise MemoryError(f"{n_tokens:,} distributions over {vocab_sz:,} words are {size / 1e9:.0f} GB. "
                           "For perplexity use evaluate(); else give a dl with less text.")
 
-# %% ../nbs/50_text_learner.ipynb #71dfdf85
+# %% ../nbs/50_text_learner.ipynb #307a6848
 def text_classifier_learner(
     dls:TextDataLoaders,            # Made with labels
     arch=AWD_LSTM,                  # The encoder's class
@@ -329,7 +355,7 @@ def text_classifier_learner(
     _check_encoder(arch, pretrained, None)
     source = pretrained and _find_bundle(pretrained, Path(path or dls.path) / model_dir)
     bundle = source and read_bundle(source, 'encoder')
-    config = _sized(_classifier_config(config), bundle)
+    config = _fitted(_classifier_config(config), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
     loss,metric = _task(dls.labeler)
@@ -338,7 +364,7 @@ def text_classifier_learner(
                         metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
     for cb in listed(cbs): learn.add_cb(cb)
     if not bundle: return learn
-    _load_encoder_bundle(learn.encoder, config, dls.vocab, bundle, str(source))
+    _load_encoder_bundle(learn, bundle, str(source))
     return learn.freeze()
 
 
@@ -354,7 +380,7 @@ def _task(labeler):
     if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(), accuracy_multi
     return mse_loss(), None
 
-# %% ../nbs/50_text_learner.ipynb #ca874f7a
+# %% ../nbs/50_text_learner.ipynb #3c65aa90
 _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetup)}
 
 
@@ -368,7 +394,8 @@ def load_learner(
     config,vocab = AWDLSTMConfig(**bundle['config']),Vocab(bundle['vocab'])
     tokenizer = Tokenizer.from_dict(bundle['tokenizer']) if bundle['tokenizer'] else None
     dls = TextDataLoaders(None, None, vocab, tokenizer=tokenizer, labeler=_labeler(bundle['labeler']),
-                          seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent, device=device)
+                          seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent,
+                          device=device)
     model = (get_language_model(len(vocab), config) if is_lm else
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))
