@@ -11,6 +11,7 @@ from training_helpers import (
     Iterates,
     assert_same,
     lm_learner,
+    mean_of,
     plain_learner,
     snapshot,
     two_classes,
@@ -24,10 +25,6 @@ from awdtext.training.rnn import ASGD, NTASGD, nonmonotone
 
 
 def error_rate(preds, targs): return (preds.argmax(-1) != targs).double().mean()
-
-
-def mean_of(weights):
-    return {k: torch.stack([w[k].double() for w in weights]).mean(0).to(w0) for k, w0 in weights[0].items()}
 
 
 # The trigger

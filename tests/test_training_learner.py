@@ -45,7 +45,8 @@ def test_events_come_in_the_documented_order():
     plain_learner(dls, cbs=cb).fit(1)
     batch = ['before_batch', 'after_pred', 'after_loss']
     update = ['after_backward', 'before_step', 'after_step']
-    assert cb.log == ['before_fit', 'before_epoch', 'before_train', *(batch + update + ['after_batch']) * 2, 'after_train',
+    assert cb.log == ['before_fit', 'before_epoch',
+                      'before_train', *(batch + update + ['after_batch']) * 2, 'after_train',
                       'before_validate', *batch, 'after_batch', 'after_validate', 'after_epoch', 'after_fit']
 
 
@@ -126,7 +127,8 @@ def test_an_error_at_every_event_leaves_a_learner_that_works(event):
     with pytest.raises(ZeroDivisionError): learn.fit(2, cbs=[fails, seen])
     assert seen.log[-1] == 'after_fit' and len(learn.cbs) == n and not learn.model.training
     assert learn.average.swapped, "the model holds what validation saw"
-    if event in ('before_fit', 'before_epoch', 'before_train', 'before_batch'): assert_same(snapshot(learn.model), shown)
+    no_step_yet = event in ('before_fit', 'before_epoch', 'before_train', 'before_batch')
+    if no_step_yet: assert_same(snapshot(learn.model), shown)
     learn.fit(1)
     expected = plain_learner(learn.dls, model=copy.deepcopy(learn.model)).validate()[0]
     assert learn.record[-1]['valid_loss'] == pytest.approx(expected)

@@ -61,6 +61,11 @@ def _start():
 def snapshot(model): return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
 
+def mean_of(weights):
+    "The mean of state dicts, summed in float64."
+    return {k: torch.stack([w[k].double() for w in weights]).mean(0).to(w0) for k, w0 in weights[0].items()}
+
+
 class Iterates(Callback):
     "Keeps the weights after every step."
     order = -100  # before an average can be shown
