@@ -81,7 +81,8 @@ def write_zip(path):
 
 @pytest.mark.parametrize('write', [
     lambda p: p.write_text('This is a text and not a file of weights.\n' * 20),
-    lambda p: p.write_bytes(pickle.dumps(list(range(999)))), write_zip, lambda p: torch.save({'a': torch.ones(3)}, p), lambda p: p.write_bytes(bytes(500)),
+    lambda p: p.write_bytes(pickle.dumps(list(range(999)))), write_zip,
+    lambda p: torch.save({'a': torch.ones(3)}, p), lambda p: p.write_bytes(bytes(500)),
     lambda p: p.write_bytes(b'\xff' * 500), lambda p: p.write_text(json.dumps(dict(weights=[1, 2])))],
     ids=['text', 'pickle', 'zip', 'torch', 'zeros', 'ones', 'json'])
 def test_files_that_are_not_ours_are_refused(tmp_path, write):
