@@ -183,6 +183,27 @@ def test_nothing_of_a_fit_is_left_for_the_next():
     assert learn.opt.param_groups[0]['lr'] == .1
 
 
+def test_a_layer_that_was_replaced_learns():
+    learn = plain_learner(two_classes(), opt_func=Adam, model=layers())
+    learn.fit(1)
+    learn.model[2] = nn.Linear(4, 2)
+    before = learn.model[2].weight.detach().clone()
+    learn.fit(1)
+    assert not torch.equal(learn.model[2].weight.data, before)
+
+
+def test_gradients_are_accumulated_over_batches_that_are_left_before_the_step():
+    def skip(learn):
+        if learn.iter % 2 == 0: raise CancelBatchException
+    learn,oracle = plain_learner(two_classes()),plain_learner(two_classes())
+    learn.dls.train = learn.dls.train[:2]
+    learn.fit(1, cbs=Do('before_step', skip))
+    opt = SGD(oracle.model.parameters(), lr=.1)
+    for x, y in learn.dls.train: F.cross_entropy(oracle.model(x), y).backward()
+    opt.step()
+    assert_close(snapshot(learn.model), snapshot(oracle.model))
+
+
 def test_a_learner_can_be_copied_and_pickled():
     learn = plain_learner(two_classes(), metrics=accuracy, cbs=NTASGD(n=1), loss_func=None)
     learn.fit(2)

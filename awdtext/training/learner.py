@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learner', 'listed']
 
-# %% ../../nbs/training/29_learner.ipynb #9ae80275
+# %% ../../nbs/training/29_learner.ipynb #d31d5035
 import signal, threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -21,12 +21,12 @@ from .callback import Callback, CancelBatchException, CancelEpochException, Canc
 from .checkpoint import check_weights, load_opt_state, opt_state, read_bundle, write_bundle
 from .losses import Loss, cross_entropy_loss
 from .metrics import RunningMean, as_metrics
-from .optim import Adam, make_opt, one_group, resume_average, take_hypers
+from .optim import Adam, make_opt, one_group, resume_average, same_params, take_hypers
 from .progress import ProgressCallback
 from .schedule import ParamScheduler, combine, cosine, one_cycle
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/29_learner.ipynb #5c04946c
+# %% ../../nbs/training/29_learner.ipynb #3dfcc885
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -221,8 +221,8 @@ class Learner:
     def _set_up(self, n_epoch, lr, wd):
         positive_int(n_epoch, 'n_epoch')
         fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
-        if self.opt is None: self.opt = fresh
-        else: take_hypers(self.opt, fresh)          # the state stays, and nothing of the last fit's schedule
+        if self.opt and same_params(self.opt, fresh): take_hypers(self.opt, fresh)  # no schedule outlives its fit
+        else: self.opt = fresh                                                      # first fit, or layers were replaced
 
     # Callbacks
 
