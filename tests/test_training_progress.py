@@ -14,7 +14,8 @@ from training_helpers import Do, lm_learner, plain_learner, two_classes
 from awdtext.training.metrics import accuracy
 from awdtext.training.progress import ProgressCallback, format_figure
 from awdtext.training.rnn import ASGD, NTASGD
-from awdtext.training.tracking import TimeLeft, announce
+from awdtext.core import say
+from awdtext.training.tracking import TimeLeft
 
 
 # A terminal
@@ -162,7 +163,7 @@ def test_language_models_show_perplexity_and_tokens(capsys):
 
 
 def test_messages_in_a_file_are_plain(capsys):
-    announce('One line.')
+    say('One line.')
     assert capsys.readouterr().out == 'One line.\n'
 
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['format_figure', 'table_line', 'ProgressCallback']
 
-# %% ../../nbs/training/26_progress.ipynb #464d84e3
+# %% ../../nbs/training/26_progress.ipynb #c4630b1d
 import time
 
-from ..core import display_mode, say
+from ..core import display_mode, say, wipe_line
 from .callback import Callback
-from .tracking import Recorder, wipe_line
+from .tracking import Recorder
 
 # %% ../../nbs/training/26_progress.ipynb #95c15d96
 def format_figure(

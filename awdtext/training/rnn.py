@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['RNNRegularizer', 'GradientClip', 'ScaleLRBySeqLen', 'nonmonotone', 'NTASGD', 'ASGD']
 
-# %% ../../nbs/training/27_rnn.ipynb #59ea6f26
+# %% ../../nbs/training/27_rnn.ipynb #e4918257
 from torch.nn.utils import clip_grad_norm_
 
+from ..core import say
 from .callback import Callback
 from .losses import activation_reg, temporal_activation_reg
 from .optim import WeightAverage
 from .progress import ProgressCallback
 from .schedule import ParamScheduler
-from .tracking import TerminateOnNaN, announce
+from .tracking import TerminateOnNaN
 
 # %% ../../nbs/training/27_rnn.ipynb #54adaa7f
 class RNNRegularizer(Callback):
@@ -82,7 +83,7 @@ def nonmonotone(
     "The trigger of NT-ASGD (Merity et al. 2017, algorithm 1)."
     return len(logs) > n and value > min(logs[:len(logs) - n])
 
-# %% ../../nbs/training/27_rnn.ipynb #6fc82b3f
+# %% ../../nbs/training/27_rnn.ipynb #e6cde5a0
 class NTASGD(Callback):
     "Averages the weights from the moment the validation metric stops improving (Merity et al. 2017, algorithm 1)."
     order = ProgressCallback.order + 10  # the epoch's line has been written, and shown
@@ -132,7 +133,7 @@ class NTASGD(Callback):
     def _begin(self, learn):
         learn.average = WeightAverage(learn.model)
         learn.recorder.averaging_from = len(learn.recorder.lrs)
-        announce(f"Averaging begins after step {self.step}.")
+        say(f"Averaging begins after step {self.step}.")
 
     def state_dict(self):
         "The metric's history and the step; the average is the learner's."
