@@ -1,0 +1,536 @@
+"The shell: what each command reads and leaves, one line for each error, and how it ends."
+import contextlib
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+
+import matplotlib.image
+import pandas as pd
+import pytest
+import torch
+
+from awdtext import demo
+from awdtext.cli import COMMANDS, main
+from awdtext.core import seed_all
+from awdtext.data import tokenizer
+from awdtext.data.batches import RegressionSetup
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.tokenizer import BaseTokenizer
+from awdtext.demo import save_curve
+from awdtext.models.awd_lstm import AWDLSTMConfig, presets
+from awdtext.text_learner import language_model_learner, load_learner, text_classifier_learner
+from awdtext.training.checkpoint import read_bundle
+
+size = dict(emb_sz=8, n_hid=12, n_layers=2)
+animals,places = 'cat dog cow hen owl fox'.split(),'mat log hill roof wall sea'.split()
+texts = [f'The {a} sat on the {p} .' for a in animals for p in places]
+labels = ['pet' if a in animals[:2] else 'wild' for a in animals for p in places]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def all_is_cheap():
+    "The preset `small` is tiny, spaCy's tables are made once, and curves are drawn by the test that looks at one."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets, 'small', AWDLSTMConfig(**size))
+        patch.setattr(tokenizer, '_spacy_tokenizer', cache(tokenizer._spacy_tokenizer))
+        patch.setattr(demo, 'save_curve', lambda learn, file: file.touch())
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread(): torch.set_num_threads(1)    # on models this small, two threads only wait for each other
+
+
+@pytest.fixture
+def shell(capsys):
+    "Exit status, standard output and standard error of a command line."
+    def run(*argv):
+        capsys.readouterr()
+        try: status = main([str(a) for a in argv])
+        except SystemExit as e: status = e.code                                  # argparse leaves by itself
+        return status, *capsys.readouterr()
+    return run
+
+
+def write(folder, **files):
+    "Text files; a frame becomes a CSV. `sub__name` is `sub/name`."
+    for name, content in files.items():
+        path = folder / (name.replace('__', '/') + ('.csv' if isinstance(content, pd.DataFrame) else '.txt'))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, pd.DataFrame): content.to_csv(path, index=False)
+        elif isinstance(content, bytes): path.write_bytes(content)
+        else: path.write_text('\n'.join(content) + '\n', encoding='utf-8')
+    return folder
+
+
+frame = pd.DataFrame({'text': texts, 'label': labels})
+few = ['--bs', 4, '--seq-len', 8, '--min-freq', 1]
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A language model and a classifier, made by the commands."
+    folder = write(tmp_path_factory.mktemp('made'), text=texts, labelled=frame)
+    seed_all(0)
+    lm = ['train-lm', '--data', folder / 'text.txt', '--out', folder / 'lm', *few]
+    clas = ['train-classifier', '--data', folder / 'labelled.csv', '--encoder', folder / 'lm/encoder', '--bs', 4,
+            '--out', folder / 'clas', '--epochs', 1]
+    for argv in (lm, clas): assert main([str(a) for a in argv]) == 0
+    return folder
+
+
+# The command line
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_shows_every_option(name, shell):
+    status,out,err = shell(name, '--help')
+    assert (status, err) == (0, '') and COMMANDS[name].__doc__ in ' '.join(out.split())
+    for arg, parameter in inspect.signature(COMMANDS[name]).parameters.items():
+        shown = arg if parameter.default is inspect.Parameter.empty else '--' + arg.replace('_', '-')
+        assert re.search(rf'^ +{shown}\b.* \S', out, re.M), arg
+        if parameter.default in (inspect.Parameter.empty, None, ''): continue
+        assert f'(default: {parameter.default})' in ' '.join(out.split()), arg
+
+
+def test_help_in_general(shell):
+    for argv in (['--help'], ['-h']):
+        status,out,err = shell(*argv)
+        assert (status, err) == (0, '') and all(f'  {name} ' in out for name in COMMANDS)
+    assert shell()[0] == 2
+    assert re.fullmatch(r'\d+\.\d+.*\n', shell('--version')[1])
+
+
+@pytest.mark.parametrize('argv', ['train-lm --speed 9', 'train-lm --bs many', 'evaluate', 'evaluate model', 'predict',
+                                  'train-lm stray', 'fly', '--speed'], ids=lambda argv: argv)
+def test_wrong_command_lines(argv, shell):
+    status,out,err = shell(*argv.split())
+    assert (status, out) == (2, '') and err.splitlines()[-1].startswith('awdtext')
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from awdtext.cli import main\ntry: main(['train-lm', '--help'])\nexcept SystemExit: pass\n" \
+           "print({'torch', 'spacy', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.endswith('set()\n')
+
+
+def test_the_command_is_installed():
+    command = os.path.join(os.path.dirname(sys.executable), 'awdtext')
+    done = subprocess.run([command, 'fly'], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, '') and len(done.stderr.splitlines()) == 1
+
+
+# Training a language model
+
+def test_language_model_from_parts(tmp_path, shell, monkeypatch):
+    monkeypatch.setattr(demo, 'save_curve', save_curve)
+    write(tmp_path, data__train=texts, data__valid=texts[:9], data__test=texts[:5])
+    status,out,err = shell('train-lm', '--data', tmp_path / 'data', '--out', tmp_path / 'new/out', '--epochs', 2, *few)
+    assert (status, err) == (0, '')
+    assert '36 + 9 + 5 documents' in out and '\r' not in out
+    for part, n in (('valid', 9 * 9 - 1), ('test', 5 * 9 - 1)):                  # xxbos, xxmaj and 7 words a line
+        line = rf'^{part}: perplexity [\d.]+ over {n} tokens in one stream \(unigram model: [\d.]+\)$'
+        assert re.search(line, out, re.M)
+    names = ['encoder.safetensors', 'language_model.json', 'language_model.png', 'language_model.safetensors']
+    assert sorted(p.name for p in (tmp_path / 'new/out').iterdir()) == names
+    assert matplotlib.image.imread(tmp_path / 'new/out/language_model.png').std() > 0
+    record = json.loads((tmp_path / 'new/out/language_model.json').read_text())
+    assert [line['epoch'] for line in record] == [0, 1] and record[1]['perplexity'] > 1
+    said = shell('evaluate', tmp_path / 'new/out/language_model', tmp_path / 'data/test.txt')[1]
+    test = re.search(r'^test: perplexity ([\d.]+) over (\d+)', out, re.M)
+    assert said.startswith(f'perplexity {test[1]}, ') and said.endswith(f', {test[2]} tokens in one stream\n')
+
+
+@pytest.mark.parametrize('data,files,docs', [
+    ('a.txt', dict(a=texts), '33 + 3 documents'),
+    ('a.csv', dict(a=frame), '33 + 3 documents'),
+    ('a', {f'a__{i}': [text] for i, text in enumerate(texts)}, '33 + 3 documents'),
+    ('a', {f'a__{"valid" if i < 5 else "train"}__{i}': [text] for i, text in enumerate(texts)}, '31 + 5 documents')])
+def test_language_model_from_whatever_there_is(data, files, docs, tmp_path, shell):
+    write(tmp_path, **files)
+    status,out,err = shell('train-lm', '--data', tmp_path / data, '--out', tmp_path / 'out', *few)
+    assert (status, err) == (0, '') and docs in out
+
+
+def test_compressed_tables_and_other_columns(tmp_path, shell):
+    frame.rename(columns={'text': 'body'}).to_csv(tmp_path / 'a.csv.gz', index=False)
+    options = ['--data', tmp_path / 'a.csv.gz', '--text-col', 'body']
+    assert shell('train-lm', *options, '--out', tmp_path / 'lm', *few)[0] == 0
+    assert shell('train-classifier', *options, '--out', tmp_path / 'clas', '--epochs', 1)[0] == 0
+
+
+def test_options_reach_the_model(tmp_path, shell):
+    write(tmp_path, a=texts)
+    out = tmp_path / 'out'
+    options = ['--backwards', '--lang', 'de', '--max-vocab', 15, '--seed', 3, '--drop-mult', 0, '--valid-pct', .5]
+    status,said,_ = shell('train-lm', '--data', tmp_path / 'a.txt', '--out', out, *few, *options)
+    assert status == 0 and '18 + 18 documents' in said and 'a vocabulary of 15' in said
+    learn = load_learner(out / 'language_model')
+    assert learn.dls.backwards and learn.dls.tokenizer.word_tok.lang == 'de' and learn.dls.seq_len == 8
+    again = shell('train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out2', *few, *options)[1]
+    figures = lambda said: re.findall(r'perplexity [\d.]+', said)
+    assert figures(said) == figures(again) != []                                # the same seed, the same figures
+
+
+def test_text_that_is_tokenised_already(tmp_path, shell):
+    "As WikiText: a token <eos> at each end of a line, an empty one too; evaluation reads the same tokens."
+    wiki = [' = Title = ', '', *(f' {text} ' for text in texts), '']
+    write(tmp_path, data__train=wiki, data__valid=wiki[:9], data__test=wiki[:12])
+    status,out,err = shell('train-lm', '--data', tmp_path / 'data', '--out', tmp_path / 'out', '--tokenized', *few[:4])
+    assert (status, err) == (0, '')
+    n = sum(len(line.split()) + 1 for line in wiki[:12]) - 1
+    test = re.search(rf'^test: perplexity ([\d.]+) over {n} tokens', out, re.M)
+    model = tmp_path / 'out/language_model.safetensors'
+    said = shell('evaluate', model, tmp_path / 'data/test.txt')[1]
+    assert said.startswith(f'perplexity {test[1]}, ') and f', {n} tokens in one stream' in said
+    assert read_bundle(model)['vocab'].count('<eos>') == 1
+    status,out,err = shell('generate', model, '--n-texts', 2, '--n-words', 5)   # begins after an <eos>
+    assert (status, err) == (0, '') and len(out.splitlines()) == 2
+    assert shell('predict', model, 'The cat')[1].startswith('The cat')
+
+
+def test_one_tokenised_file(tmp_path, shell):
+    "Its lines are split at random."
+    write(tmp_path, a=texts)
+    status,out,err = shell('train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out', '--tokenized', *few[:4])
+    assert (status, err) == (0, '') and '33 + 3 documents' in out
+
+
+def test_windows_files(tmp_path, shell):
+    "Carriage returns and a byte order mark are no part of the text."
+    write(tmp_path, a='\n'.join(texts).encode(), b=('\ufeff' + '\r\n'.join(texts)).encode())
+    said = [shell('train-lm', '--data', tmp_path / f'{n}.txt', '--out', tmp_path / n, *few)[1] for n in 'ab']
+    assert re.findall('perplexity.*', said[0]) == re.findall('perplexity.*', said[1]) != []
+    assert shell('evaluate', tmp_path / 'a/language_model', tmp_path / 'a.txt')[1] == shell(
+        'evaluate', tmp_path / 'a/language_model', tmp_path / 'b.txt')[1]
+
+
+def test_results_replace_older_ones_and_leave_other_files_alone(tmp_path, shell):
+    write(tmp_path, a=texts, out__mine=['keep'])
+    argv = ['train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out', *few]
+    assert shell(*argv)[0] == 0
+    before = (tmp_path / 'out/encoder.safetensors').read_bytes()
+    status,out,_ = shell(*argv, '--seed', 1)
+    assert status == 0 and 'mine' not in out and (tmp_path / 'out/encoder.safetensors').read_bytes() != before
+    assert (tmp_path / 'out/mine.txt').read_text() == 'keep\n'
+
+
+# Training a classifier, and using it
+
+def test_classifier_without_encoder(tmp_path, shell):
+    write(tmp_path, a=frame)
+    status,out,err = shell('train-classifier', '--data', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--epochs', 2)
+    assert (status, err) == (0, '') and 'accuracy' in out and '2 labels' in out and '\r' not in out
+    assert sorted(p.suffix for p in (tmp_path / 'out').glob('classifier.*')) == ['.json', '.png', '.safetensors']
+
+
+def test_classifier_with_encoder(made, tmp_path, shell):
+    encoder = made / 'lm/encoder.safetensors'
+    status,out,err = shell('train-classifier', '--data', made / 'labelled.csv', '--encoder', encoder, '--out', tmp_path,
+                           '--epochs', 1)
+    assert (status, err) == (0, '') and ' words matched, 0 are new.' in out
+    assert read_bundle(tmp_path / 'classifier')['vocab'] == read_bundle(made / 'lm/encoder')['vocab']
+
+
+def test_classifier_reads_as_its_encoder_did(tmp_path, shell):
+    write(tmp_path, a=texts, b=frame)
+    shell('train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'lm', '--backwards', '--lang', 'de', *few)
+    status,_,err = shell('train-classifier', '--data', tmp_path / 'b.csv', '--encoder', tmp_path / 'lm/encoder',
+                         '--out', tmp_path / 'c', '--epochs', 1)
+    assert (status, err) == (0, '')
+    learn = load_learner(tmp_path / 'c/classifier')
+    assert learn.dls.backwards and learn.dls.tokenizer.word_tok.lang == 'de'
+
+
+def test_classifier_from_folders(tmp_path, shell):
+    write(tmp_path, **{f'{part}__{label}__{i}': [text] for i, (text, label) in enumerate(zip(texts, labels))
+                       for part in (('valid',) if i % 4 == 0 else ('train',))})
+    status,out,err = shell('train-classifier', '--data', tmp_path, '--out', tmp_path / 'out', '--epochs', 1)
+    assert (status, err) == (0, '') and '27 + 9 documents' in out
+
+
+def test_prediction_from_arguments_and_standard_input(made, shell, monkeypatch):
+    model = made / 'clas/classifier.safetensors'
+    status,out,err = shell('predict', model, 'The cat sat', 'a\nsecond\ttext', '')
+    assert (status, err) == (0, '')
+    rows = [line.split('\t') for line in out.splitlines()]
+    assert [len(row) for row in rows] == [3, 3, 3] and [row[2] for row in rows] == ['The cat sat', 'a second text', '']
+    learn = load_learner(model)
+    label,idx,probs = learn.predict('The cat sat')
+    assert rows[0][:2] == [label, f'{float(probs[idx]):.4f}']
+    monkeypatch.setattr('sys.stdin', iter(['The cat sat\n', 'The owl sat\n', '\n', 'no line end']))
+    out = shell('predict', model)[1]
+    assert len(out.splitlines()) == 4 and out.splitlines()[0] == '\t'.join(rows[0])
+
+
+def test_a_language_model_continues(made, shell):
+    model = made / 'lm/language_model.safetensors'
+    status,out,err = shell('predict', model, 'The cat', 'The owl sat')
+    assert (status, err) == (0, '') and [line[:7] for line in out.splitlines()] == ['The cat', 'The owl']
+    assert out == shell('predict', model, 'The cat', 'The owl sat')[1]
+    assert shell('predict', model, '--', '-- a dash')[0] == 0
+
+
+def test_generated_texts(made, shell):
+    model = made / 'lm/language_model.safetensors'
+    say = lambda *options: shell('generate', model, '--n-words', 9, *options)
+    status,out,err = say('--seed', 1)
+    assert (status, err) == (0, '') and len(set(out.splitlines())) == 3
+    assert out == say('--seed', 1)[1] != say('--seed', 9)[1]
+    assert say('--n-texts', 1, '--seed', 2)[1] == out.splitlines()[1] + '\n'    # text i has the seed `seed + i`
+    assert all(line.startswith('The cat') for line in say('--prompt', 'The cat')[1].splitlines())
+    assert len(set(say('--temperature', 0)[1].splitlines())) == 1
+    for options, message in ((['--top-k', 0], 'top_k=0 must be'), (['--temperature', -1], 'temperature=-1.0 must be')):
+        assert message in say(*options)[2]
+
+
+def test_evaluation_of_a_classifier(made, tmp_path, shell):
+    model = made / 'clas/classifier.safetensors'
+    write(tmp_path, a=frame[:10], b=frame.rename(columns={'text': 'body', 'label': 'kind'}))
+    status,out,err = shell('evaluate', model, tmp_path / 'a.csv')
+    learn = load_learner(model)
+    right = sum(learn.predict(t)[0] == l for t, l in zip(texts[:10], labels[:10]))
+    assert (status, err) == (0, '') and f'accuracy {right / 10:.4f}, 10 documents' in out
+    assert shell('evaluate', model, tmp_path / 'b.csv', '--text-col', 'body', '--label-col', 'kind')[0] == 0
+
+
+def test_evaluation_of_a_language_model_on_a_table(made, tmp_path, shell):
+    write(tmp_path, a=frame)
+    said = [shell('evaluate', made / 'lm/language_model', file)[1] for file in (tmp_path / 'a.csv', made / 'text.txt')]
+    assert said[0] == said[1] != ''
+
+
+@pytest.mark.parametrize('kinds', [[1, 22], [0.5, 1.5], [True, False], ['1', 'x']])
+def test_labels_of_any_type_make_the_round(kinds, tmp_path, shell):
+    write(tmp_path, a=frame.assign(label=kinds * 18), one=frame.assign(label=kinds * 18)[0:36:2])
+    shell('train-classifier', '--data', tmp_path / 'a.csv', '--out', tmp_path, '--epochs', 1)
+    model = tmp_path / 'classifier'
+    says = load_learner(model).predict(texts[0])[0]
+    assert type(says) is type(kinds[0]) and shell('predict', model, texts[0])[1].split('\t')[0] == str(says)
+    for name in ('a', 'one'): assert shell('evaluate', model, tmp_path / f'{name}.csv')[0] == 0, name
+
+
+def test_several_labels(tmp_path, shell):
+    write(tmp_path, a=frame.assign(label=[f'{l}|{"far" if i % 3 else "near"}' for i, l in enumerate(labels)]))
+    delim = ['--label-delim', '|']
+    status,out,err = shell('train-classifier', '--data', tmp_path / 'a.csv', '--out', tmp_path, '--epochs', 1, *delim)
+    assert (status, err) == (0, '') and '4 labels' in out and 'accuracy_multi' in out
+    learn = load_learner(tmp_path / 'classifier')
+    status,out,err = shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv', *delim)
+    assert (status, err) == (0, '') and 'accuracy_multi' in out
+    names,mask,probs = learn.predict(texts[0])
+    expected = ['; '.join(names) or '-', '; '.join(f'{p:.4f}' for p in probs[mask].tolist()) or '-', texts[0]]
+    assert shell('predict', tmp_path / 'classifier', texts[0])[1].rstrip('\n').split('\t') == expected
+    assert 'give lists, or label_delim' in shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv')[2]
+
+
+def test_models_that_only_python_makes(tmp_path, shell):
+    "A regression, and a classifier of token lists, can be used from the shell."
+    dls = TextDataLoaders.from_texts(texts, [float(len(t)) for t in texts], y_block=RegressionSetup, bs=4,
+                                     tok_tfm=BaseTokenizer())
+    text_classifier_learner(dls, config=size, path=tmp_path).export('numbers')
+    write(tmp_path, a=frame.assign(label=[len(t) for t in texts]))
+    status,out,err = shell('predict', tmp_path / 'numbers', texts[0])
+    assert (status, err) == (0, '') and isinstance(float(out.split('\t')[0]), float)
+    assert shell('evaluate', tmp_path / 'numbers', tmp_path / 'a.csv')[1].endswith('36 documents\n')
+    docs = [text.split() for text in texts]
+    dls = TextDataLoaders.from_tokens(docs, docs[:9], bs=4)
+    language_model_learner(dls, config=size, path=tmp_path).export('tokens')
+    write(tmp_path, b=texts)
+    out = shell('evaluate', tmp_path / 'tokens', tmp_path / 'b.txt')[1]
+    assert out.endswith(f'{36 * 7 - 1} tokens in one stream\n')
+    assert shell('predict', tmp_path / 'tokens', 'The cat')[1].startswith('The cat ')
+
+
+# Errors
+
+def refused(said, message, out=None):
+    status,_,err = said
+    assert status == 1 and len(err.splitlines()) == 1, said
+    assert err.startswith('awdtext ') and re.search(message, err), err
+    assert out is None or not out.exists()
+
+
+lm_problems = {
+    'no such file': ({}, ['--data', 'nothing.txt'], 'FileNotFoundError: There is no file or folder nothing.txt'),
+    'no such column': (dict(a=frame), ['--text-col', 'body'], "no column 'body': the columns are 'text', 'label'"),
+    'empty table': (dict(a=frame[:0]), [], r'0 document\(s\) cannot be split'),
+    'one row': (dict(a=frame[:1]), [], r'1 document\(s\) cannot be split into training and validation'),
+    'missing text': (dict(a=frame.assign(text=[None, *texts[1:]])), [], 'the text of row 0 is missing'),
+    'numbers': (dict(a=frame.assign(text=range(36))), [], r'the text of row 0 is 0 \(int\), not a string'),
+    'empty file': (dict(a=b''), [], r'0 document\(s\) cannot be split'),
+    'blank lines': (dict(a=b'\n \n\n'), [], r'0 document\(s\) cannot be split'),
+    'empty part': (dict(a__train=texts, a__valid=b''), [], 'the validation part is empty'),
+    'not utf-8': (dict(a='\n'.join(texts).encode('utf-16')), [], r'a\.txt is not UTF-8 text'),
+    'not even text': (dict(a=bytes(range(256)) * 9), [], 'is not UTF-8 text'),
+    'folder without texts': (dict(a__b=frame), [], r'there is no \*\.txt file in'),
+    'unknown language': (dict(a=texts), ['--lang', 'xx-yy'], 'xx-yy'),
+    'no rows in a batch': (dict(a=texts), ['--bs', 0], 'bs=0: use a whole number, 1 or more'),
+    'no window': (dict(a=texts), ['--seq-len', 0], 'seq_len=0: use a whole number, 1 or more'),
+    'no epoch': (dict(a=texts), ['--epochs', 0], 'epochs=0: use a whole number, 1 or more'),
+    'no such preset': (dict(a=texts), ['--config', 'huge'], "no preset 'huge': use one of small, base, paper"),
+    'no share': (dict(a=texts), ['--valid-pct', 1.5], 'valid_pct=1.5: use a share between 0 and 1'),
+    'no vocabulary': (dict(a=texts), ['--max-vocab', 2], 'max_vocab=2 leaves no room'),
+    'tokenised table': (dict(a=frame), ['--tokenized'], '--tokenized is for text files'),
+    'rate too high': (dict(a=texts), ['--lr', 1e30], r'The loss became (nan|inf) in epoch 0.*Use a lower rate'),
+}
+
+
+@pytest.mark.parametrize('problem', lm_problems)
+def test_language_models_that_cannot_be(problem, tmp_path, shell):
+    files,options,message = lm_problems[problem]
+    write(tmp_path, **files)
+    data = next((p for p in tmp_path.iterdir()), tmp_path)
+    out = tmp_path / 'deep/out'
+    refused(shell('train-lm', '--data', data, '--out', out, *few, *options), message, out.parent)
+
+
+folders = {f'a__{part}__{label}__{i}': [text] for part in ('train', 'valid')
+           for i, (text, label) in enumerate(zip(texts[::4], labels[::4]))}
+clas_problems = {
+    'no such column': (dict(a=frame), ['--label-col', 'y'], "no column 'y': the columns are 'text', 'label'"),
+    'missing label': (dict(a=frame.assign(label=[None, *labels[1:]])), [], 'the label of row 0 is missing'),
+    'one label': (dict(a=frame.assign(label='pet')), [], "all labels are 'pet': a classifier needs two"),
+    'label only in validation': (folders | {'a__valid__new__1': texts[:1]}, [],
+                                 "the label 'new' of row .* is not among the categories of the training part: 'pet', "),
+    'missing text': (dict(a=frame.assign(text=[*texts[:-1], None])), [], 'the text of row 35 is missing'),
+    'one row': (dict(a=frame[:1]), [], 'cannot be split'),
+    'empty file': (dict(a__b=frame), ['--data', os.devnull], 'No columns to parse'),
+    'folder without texts': (dict(a__b=frame), [], r'there is no \*\.txt file in'),
+    'no such encoder': (dict(a=frame), ['--encoder', 'nothing'], 'There is no file nothing.safetensors'),
+    'no documents in a batch': (dict(a=frame), ['--bs', 0], 'bs=0: use a whole number'),
+    'one document in a batch': (dict(a=frame), ['--bs', 1], 'batch normalisation needs two'),
+    'unknown language': (dict(a=frame), ['--lang', 'xx-yy'], 'xx-yy'),
+    'no such preset': (dict(a=frame), ['--config', 'huge'], "no preset 'huge'"),
+    'rate too high': (dict(a=frame), ['--lr', 1e30], r'The loss became (nan|inf)'),
+}
+
+
+@pytest.mark.parametrize('problem', clas_problems)
+def test_classifiers_that_cannot_be(problem, tmp_path, shell):
+    files,options,message = clas_problems[problem]
+    write(tmp_path, **files)
+    data = next(p for p in tmp_path.iterdir())
+    out = tmp_path / 'out'
+    refused(shell('train-classifier', '--data', data, '--out', out, *options), message, out)
+
+
+def test_encoders_that_are_none(made, tmp_path, shell):
+    (tmp_path / 'text.safetensors').write_text('nothing of ours')
+    for file, message in ((tmp_path / 'text', 'is damaged or no awdtext file'),
+                          (made / 'lm/language_model', "kind 'language_model', but one of kind 'encoder' is needed")):
+        out = tmp_path / 'out'
+        argv = ['--data', made / 'labelled.csv', '--encoder', file, '--out', out]
+        refused(shell('train-classifier', *argv), message, out)
+
+
+def test_models_and_data_that_cannot_be_used(made, tmp_path, shell):
+    lm,clas = made / 'lm/language_model.safetensors',made / 'clas/classifier.safetensors'
+    write(tmp_path, bare=frame[['text']], odd=frame.assign(label='odd'), gone=frame.assign(label=[None, *labels[1:]]),
+          none=frame[:0], latin='Zoë'.encode('latin-1'), empty=b'', model=b'not ours')
+    for argv, message in [
+            (['evaluate', tmp_path / 'nothing', made / 'text.txt'], 'There is no file .*nothing.safetensors'),
+            (['evaluate', tmp_path / 'model.txt', made / 'text.txt'], 'There is no file .*model.txt.safetensors'),
+            (['evaluate', made / 'lm/encoder', made / 'text.txt'], "kind 'encoder', but one of kind 'language_model'"),
+            (['evaluate', lm, tmp_path / 'nothing.txt'], 'There is no file .*nothing.txt'),
+            (['evaluate', lm, tmp_path], 'There is no file'),
+            (['evaluate', lm, tmp_path / 'latin.txt'], 'latin.txt is not UTF-8 text'),
+            (['evaluate', lm, tmp_path / 'empty.txt'], 'nothing to read|no text'),
+            (['evaluate', clas, tmp_path / 'nothing.csv'], 'There is no file .*nothing.csv'),
+            (['evaluate', clas, tmp_path / 'bare.csv'], "bare.csv has no column 'label'; it has 'text'"),
+            (['evaluate', clas, tmp_path / 'odd.csv'], "the label 'odd' of row 0 is not among the categories"),
+            (['evaluate', clas, tmp_path / 'gone.csv'], 'the label of row 0 is missing'),
+            (['evaluate', clas, tmp_path / 'none.csv'], 'nothing to read: there are no documents'),
+            (['predict', tmp_path / 'nothing', 'a text'], 'There is no file'),
+            (['generate', clas], 'classifier.safetensors is a classifier; generate needs a language model')]:
+        refused(shell(*argv), message)
+
+
+def test_nowhere_to_write(made, tmp_path, shell):
+    "Found out before the work is done."
+    file = write(tmp_path, a=texts) / 'a.txt'
+    for name, data in (('train-lm', file), ('train-classifier', made / 'labelled.csv')):
+        for out in (file, file / 'below'):
+            refused(shell(name, '--data', data, '--out', out), 'NotADirectoryError: .*a.txt is no folder')
+    refused(shell('demo', '--out', file), 'is no folder')
+    if sys.platform == 'linux':
+        refused(shell('train-lm', '--data', file, '--out', '/proc/1'), 'Nothing can be written to /proc/1')
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only(tmp_path, shell):
+    file = write(tmp_path, a=texts) / 'a.txt'
+    (tmp_path / 'out').mkdir(mode=0o500)
+    refused(shell('train-lm', '--data', file, '--out', tmp_path / 'out'), 'Nothing can be written to .*out')
+
+
+def test_where_an_error_came_from_can_be_asked(shell, monkeypatch):
+    monkeypatch.setenv('AWDTEXT_DEBUG', '1')
+    status,_,err = shell('predict', 'nothing', 'a text')
+    assert status == 1 and 'Traceback' in err
+
+
+# As processes
+
+tiny = (f"import sys, torch; torch.set_num_threads(1)\nfrom awdtext.models.awd_lstm import AWDLSTMConfig, presets\n"
+        f"presets['small'] = AWDLSTMConfig(**{size})\nfrom awdtext.training.tracking import TimeLeft\n"
+        "TimeLeft.before_train = lambda self, learn: print('begun', learn.epoch, flush=True)\n"
+        "from awdtext.cli import main\nsys.exit(main())")
+
+
+def start(*argv): return subprocess.Popen([sys.executable, '-c', tiny, *map(str, argv)], text=True, encoding='utf-8',
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def interrupt(process, epoch):
+    "Ctrl-C, in the terminal's way, when `epoch` has begun some time ago; what was said."
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line == f'begun {epoch}\n': break
+    time.sleep(.3)
+    os.killpg(process.pid, signal.SIGINT)
+    out,err = process.communicate(timeout=60)
+    return process.returncode, ''.join(said) + out, err
+
+
+@pytest.mark.parametrize('epoch', [0, 2])
+def test_ctrl_c_leaves_a_model(epoch, tmp_path, shell):
+    "Before the first epoch has ended, or later."
+    write(tmp_path, data__train=texts * (2 if epoch else 5000), data__valid=texts)
+    process = start('train-lm', '--data', tmp_path / 'data', '--tokenized', '--out', tmp_path / 'out',
+                    '--epochs', 9999, *few[:4])
+    status,out,err = interrupt(process, epoch)
+    assert (status, err) == (130, 'awdtext: interrupted.\n')
+    said = [line for line in out.splitlines() if 'nterrupt' in line]
+    assert len(said) == 1 and re.match(r'Interrupted in epoch \d+\. The model is usable', said[0])
+    assert len(list((tmp_path / 'out').iterdir())) == 4 and '\r' not in out
+    assert shell('generate', tmp_path / 'out/language_model', '--n-words', 5)[0] == 0
+
+
+def test_ctrl_c_in_the_training_of_a_classifier(made, tmp_path, shell):
+    process = start('train-classifier', '--data', made / 'labelled.csv', '--encoder', made / 'lm/encoder',
+                    '--out', tmp_path, '--epochs', 9999)
+    status,_,err = interrupt(process, 2)
+    assert (status, err) == (130, 'awdtext: interrupted.\n')
+    assert shell('predict', tmp_path / 'classifier', texts[0])[0] == 0
+
+
+def test_nobody_reads_on(made):
+    process = start('generate', made / 'lm/language_model', '--n-texts', 100_000, '--n-words', 1)
+    process.stdout.readline()
+    process.stdout.close()
+    with contextlib.closing(process.stderr): err = process.stderr.read()
+    assert (process.wait(60), err) == (141, '')
+
+
+def test_standard_input_of_a_process(made):
+    done = subprocess.run([sys.executable, '-c', tiny, 'predict', made / 'clas/classifier'], capture_output=True,
+                          input=b'The cat sat\r\nThe owl sat\r\n')
+    assert (done.returncode, done.stderr) == (0, b'') and done.stdout.count(b'\n') == 2
+    assert done.stdout.splitlines()[0].endswith(b'\tThe cat sat')
