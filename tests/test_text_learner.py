@@ -535,22 +535,22 @@ def test_distributions_that_would_fill_the_memory_are_refused(monkeypatch):
 
 # What a language model writes
 
-def count_tokens(learn, monkeypatch):
-    "How many tokens the model has read so far."
+def spied(learn, monkeypatch):
+    "The ids of each window that the model reads from now on."
     read,forward = [],learn.model.forward
-    def counting(ids, state=None):
-        read.append(ids.numel())
+    def spy(ids, state=None):
+        read.append(ids)
         return forward(ids, state)
-    monkeypatch.setattr(learn.model, 'forward', counting)
+    monkeypatch.setattr(learn.model, 'forward', spy)
     return read
 
 
 def test_each_word_is_read_once(monkeypatch):
     learn = lm()
-    read = count_tokens(learn, monkeypatch)
+    read = spied(learn, monkeypatch)
     prompt = learn.dls.tokenizer('The cat sat on')
     learn.predict('The cat sat on', 50, seed=0)
-    assert read == [len(prompt)] + [1] * 49
+    assert [ids.numel() for ids in read] == [len(prompt)] + [1] * 49
 
 
 def test_carried_state_is_that_of_reading_all_again():
@@ -608,16 +608,16 @@ def test_prompts_of_models_of_tokens():
     with pytest.raises(ValueError, match='The prompt is empty'): lm(bare).predict('')
 
 
-def test_a_backward_model_writes_what_stands_before():
+def test_a_backward_model_writes_what_stands_before(monkeypatch):
+    "It reads the prompt from its end, without the mark of the beginning, before which nothing stands."
     learn = train(lm(lm_dls(backwards=True)), 8, 2e-2)
+    read = spied(learn, monkeypatch)
     said = learn.predict('roof .', 3, temperature=0)
-    assert said.endswith('roof.') and len(said.split()) > 1
-    vocab = learn.dls.vocab
-    ids = vocab.encode(['roof', '.']).flip(0)
-    with torch.no_grad():
-        logits = learn.model.eval().logits(learn.model(ids[None]).dropped[0, -1])
-    logits[[vocab.stoi[t] for t in ('xxunk', 'xxpad', 'xxbos', 'xxfld')]] = -torch.inf
-    assert learn.predict('roof .', 1, temperature=0).split()[0].lower() == vocab[int(logits.argmax())]
+    words = [learn.dls.vocab[int(ids)] for ids in read[1:]]                      # and one more, that is not read
+    assert learn.dls.vocab.decode(read[0][0]) == ['.', 'roof']
+    assert said.lower().endswith(' '.join(words[::-1]) + ' roof.') and len(said.split()) > 1
+    learn.predict('', 3)
+    assert learn.dls.vocab.decode(read[3][0]) == ['xxbos']                      # after which comes another text's end
 
 
 # What a classifier says
