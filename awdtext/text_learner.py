@@ -264,7 +264,7 @@ def _prompt(text, dls):
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
     return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 
-# %% ../nbs/50_text_learner.ipynb #5fee32df
+# %% ../nbs/50_text_learner.ipynb #a9f8b4cc
 def language_model_learner(
     dls:TextDataLoaders,            # Made with `is_lm=True`
     arch=AWD_LSTM,                  # The encoder's class
@@ -291,8 +291,8 @@ def language_model_learner(
     bundle = source and read_bundle(source, 'encoder')
     config = _fitted(AWDLSTMConfig.from_any(config), bundle, dls.vocab)
     model = get_language_model(len(dls.vocab), config, drop_mult)
-    learn = LMLearner(dls, model, config, {}, None, opt_func or Adam, lr or 5e-3, lm_split, metrics, path, model_dir,
-                      wd, alpha, beta)
+    learn = LMLearner(dls, model, config, {}, None, opt_func or Adam, 5e-3 if lr is None else lr, lm_split, metrics,
+                      path, model_dir, wd, alpha, beta)
     for cb in (GradientClip(.25), ScaleLRBySeqLen(dls.seq_len), NTASGD(), *listed(cbs)): learn.add_cb(cb)
     if bundle: _load_encoder_bundle(learn, bundle, str(source))
     return learn
@@ -324,7 +324,7 @@ def _check_memory(n_tokens, vocab_sz):
         raise MemoryError(f"{n_tokens:,} distributions over {vocab_sz:,} words are {size / 1e9:.0f} GB. "
                           "For perplexity use evaluate(); else give a dl with less text.")
 
-# %% ../nbs/50_text_learner.ipynb #307a6848
+# %% ../nbs/50_text_learner.ipynb #2007585a
 def text_classifier_learner(
     dls:TextDataLoaders,            # Made with labels
     arch=AWD_LSTM,                  # The encoder's class
@@ -360,8 +360,8 @@ def text_classifier_learner(
                'y_range': y_range}
     loss,metric = _task(dls.labeler)
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)
-    learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, lr or 1e-3, clas_split,
-                        metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
+    learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, 1e-3 if lr is None else lr,
+                        clas_split, metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
     for cb in listed(cbs): learn.add_cb(cb)
     if not bundle: return learn
     _load_encoder_bundle(learn, bundle, str(source))
