@@ -61,7 +61,7 @@ def _lm_data(data, text_col, valid_pct, tokenized, lang, **rest):
     return TextDataLoaders.from_file(parts['train'] if path.is_dir() else path, valid, test, valid_pct=valid_pct,
                                      raw=tokenized, whole=False if tokenized and not valid else None, **rest)
 
-# %% ../nbs/52_cli.ipynb #58b98446
+# %% ../nbs/52_cli.ipynb #f94b5c72
 def train_lm(
     data:str='docstrings',  # Folder, text file or CSV; the built-in corpus if not given
     out:str='lm_out',       # Folder of the results
@@ -91,10 +91,18 @@ def train_lm(
                    max_vocab=max_vocab, min_freq=1 if tokenized else min_freq, seed=seed)
     say(f"{data}: {dls.summary()}.")
     learn = language_model_learner(dls, config=config, drop_mult=drop_mult, path=out, model_dir='.')
-    learn.fit_one_cycle(epochs, lr)
+    _fit(learn, 'language_model', epochs, lr)
     _leave(learn, 'language_model', learn.save_encoder('encoder'))
     if learn.interrupted: raise KeyboardInterrupt
     _report(learn)
+
+
+def _fit(learn, name, n_epoch, lr):
+    "Train; if the loss is no number any more, leave what whole epochs have learned, and pass the error on."
+    try: learn.fit_one_cycle(n_epoch, lr)
+    except FloatingPointError:
+        if learn.record: _leave(learn, name)
+        raise
 
 
 def _report(learn):
@@ -119,7 +127,7 @@ def _leave(learn, name, *files):
     record.write_text(json.dumps(learn.record, indent=1))
     say(f"In {learn.path}/: {', '.join(f.name for f in (*files, model, curve, record))}")
 
-# %% ../nbs/52_cli.ipynb #2c0fb8b7
+# %% ../nbs/52_cli.ipynb #9543a557
 def train_classifier(
     data:str='docstrings',   # CSV with texts and labels, or a folder with a folder for each label
     encoder:str=None,        # Encoder of a language model (encoder.safetensors); without one, all comes from the labels
@@ -147,8 +155,8 @@ def train_classifier(
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
                                     config=None if encoder else config, path=out, model_dir='.')
-    if encoder: learn.fit_one_cycle(1, 2 * lr)
-    if not learn.interrupted: learn.unfreeze().fit_one_cycle(epochs, slice(lr / 10, lr) if encoder else lr)
+    if encoder: _fit(learn, 'classifier', 1, 2 * lr)
+    if not learn.interrupted: _fit(learn.unfreeze(), 'classifier', epochs, slice(lr / 10, lr) if encoder else lr)
     _leave(learn, 'classifier')
     if learn.interrupted: raise KeyboardInterrupt
 

@@ -534,3 +534,16 @@ def test_standard_input_of_a_process(made):
                           input=b'The cat sat\r\nThe owl sat\r\n')
     assert (done.returncode, done.stderr) == (0, b'') and done.stdout.count(b'\n') == 2
     assert done.stdout.splitlines()[0].endswith(b'\tThe cat sat')
+
+
+@pytest.mark.parametrize('n_done', [0, 2])
+def test_what_whole_epochs_have_learned_is_left_when_the_loss_is_no_number_any_more(monkeypatch, n_done):
+    from types import SimpleNamespace
+
+    from awdtext import cli
+    left = []
+    monkeypatch.setattr(cli, '_leave', lambda learn, name: left.append(name))
+    def fails(n_epoch, lr): raise FloatingPointError('The loss became nan')
+    learn = SimpleNamespace(record=[{}] * n_done, fit_one_cycle=fails)
+    with pytest.raises(FloatingPointError, match='became nan'): cli._fit(learn, 'classifier', 3, 1.)
+    assert left == ['classifier'] * bool(n_done)
