@@ -26,7 +26,7 @@ from .progress import ProgressCallback
 from .schedule import ParamScheduler, combine, cosine, one_cycle
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/29_learner.ipynb #a025d205
+# %% ../../nbs/training/29_learner.ipynb #a95772f0
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -220,7 +220,7 @@ class Learner:
 
     def _set_up(self, n_epoch, lr, wd):
         positive_int(n_epoch, 'n_epoch')
-        if self.dls.train is None: raise ValueError("There is no training data: make a learner with data, and load into it.")
+        if self.dls.train is None: raise ValueError("There is no training data: make a learner with data, and load.")
         fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
         if self.opt and same_params(self.opt, fresh): take_hypers(self.opt, fresh)  # no schedule outlives its fit
         else: self.opt = fresh                                                      # first fit, or layers were replaced
