@@ -15,7 +15,7 @@ say = @printf '\n== %s\n' "$(1)"
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: $(STAMP) ## Train a language model and a classifier on real text, into demo_out/ (about 8 minutes)
+demo: $(STAMP) ## Train a language model and a classifier on real text, into demo_out/ (some minutes)
 	$(call say,demo: a language model and a classifier learn from documentation on your disk)
 	@$(BIN)/awdtext demo
 

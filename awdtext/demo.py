@@ -100,12 +100,12 @@ def save_curve(
     learn.recorder.plot_loss(ax=figure.subplots())
     figure.savefig(file, dpi=120)
 
-# %% ../nbs/51_demo.ipynb #7bf127f0
+# %% ../nbs/51_demo.ipynb #3c0f015e
 def run_demo(
     out:str|Path='demo_out', # Folder of the results
-    n_lm:int=3000,           # Documents of the language model
-    n_clas:int=1000,         # Labelled documents among them
-    n_valid:int=300,         # Documents kept for validation
+    n_lm:int=2000,           # Documents of the language model
+    n_clas:int=800,          # Labelled documents among them
+    n_valid:int=250,         # Documents kept for validation
     config=demo_config,      # Preset or settings of the encoder
     seed:int=42,             # Of everything
     df=None,                 # Frame with `text` and `label`; `docstrings()` if None
