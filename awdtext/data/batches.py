@@ -6,7 +6,7 @@
 __all__ = ['is_missing', 'Categorize', 'MultiCategorize', 'RegressionSetup', 'TextBatch', 'collate', 'bucketed',
            'ClassifierDataLoader']
 
-# %% ../../nbs/data/06_batches.ipynb #1e8b4fac
+# %% ../../nbs/data/06_batches.ipynb #c169e9a9
 from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core import new_seed, to_device
+from ..core import digest, new_seed, to_device
 from .corpus import Corpus
 from .stream import pass_generator, positive_int
 
@@ -213,7 +213,7 @@ def bucketed(
 
 def _longest_first(idxs, lengths): return idxs[lengths[idxs].sort(descending=True, stable=True).indices]
 
-# %% ../../nbs/data/06_batches.ipynb #c81b42b0
+# %% ../../nbs/data/06_batches.ipynb #e7e249bb
 class ClassifierDataLoader:
     "Batches `(TextBatch, targets)` of documents of like length."
     def __init__(self,
@@ -234,6 +234,11 @@ class ClassifierDataLoader:
 
     def _batches(self):
         return bucketed(self.corpus.lengths, self.bs, pass_generator(self.seed, self.epoch) if self.shuffle else None)
+
+    def describe(self)->dict:
+        "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."
+        return {'documents': len(self.corpus), 'tokens': self.corpus.n_tokens, 'bs': self.bs, 'shuffle': self.shuffle,
+                'content': digest(self.corpus.ids, self.corpus.offsets, self.targets)}
 
     def __len__(self):
         n,bs = len(self.corpus), self.bs

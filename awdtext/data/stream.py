@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RandomBPTT', 'pass_generator', 'positive_int', 'batchify', 'LMDataLoader', 'unigram_perplexity']
 
-# %% ../../nbs/data/05_stream.ipynb #55758293
+# %% ../../nbs/data/05_stream.ipynb #1eb4975d
 import math
 from collections.abc import Iterator
 from operator import index
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import new_seed, to_device
+from ..core import digest, new_seed, to_device
 from .corpus import Corpus
 
 # %% ../../nbs/data/05_stream.ipynb #d6c2ec52
@@ -85,7 +85,7 @@ def batchify(
     ids = ids[:n_steps * bs + 1]
     return ids[:-1].view(bs, n_steps), ids[1:].view(bs, n_steps)
 
-# %% ../../nbs/data/05_stream.ipynb #de6bc25e
+# %% ../../nbs/data/05_stream.ipynb #581177d3
 class LMDataLoader:
     "Batches `(x, y)` of a corpus for a language model; state is carried from each batch to the next."
     def __init__(self,
@@ -119,6 +119,12 @@ class LMDataLoader:
         "Targets in a pass, the ignored ones not counted."
         n_targets = self.corpus.n_tokens - 1
         return n_targets // self.bs * self.bs if self.drop_rest else n_targets
+
+    def describe(self)->dict:
+        "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."
+        return {'documents': len(self.corpus), 'tokens': self.corpus.n_tokens, 'bs': self.bs, 'seq_len': self.seq_len,
+                'random': [self.windows is not None, self.shuffle],
+                'content': digest(self.corpus.ids, self.corpus.offsets)}
 
     def __len__(self): return len(self._window_lengths(pass_generator(self.seed, self.epoch)))
 

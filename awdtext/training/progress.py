@@ -32,10 +32,11 @@ def table_line(
     "The `cells` under their `names`, right-aligned."
     return '  '.join(c.rjust(max(len(n), 8)) for c, n in zip(cells, names)).rstrip()
 
-# %% ../../nbs/training/26_progress.ipynb #adc23015
+# %% ../../nbs/training/26_progress.ipynb #f5f8fd70
 class ProgressCallback(Callback):
     "Shows the record while it grows."
     order = Recorder.order + 10  # the line must have been written
+    in_lr_find = False
 
     def __init__(self):
         self.mode,self.names = 'file',None

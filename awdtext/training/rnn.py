@@ -83,10 +83,11 @@ def nonmonotone(
     "The trigger of NT-ASGD (Merity et al. 2017, algorithm 1)."
     return len(logs) > n and value > min(logs[:len(logs) - n])
 
-# %% ../../nbs/training/27_rnn.ipynb #e6cde5a0
+# %% ../../nbs/training/27_rnn.ipynb #d22054c6
 class NTASGD(Callback):
     "Averages the weights from the moment the validation metric stops improving (Merity et al. 2017, algorithm 1)."
     order = ProgressCallback.order + 10  # the epoch's line has been written, and shown
+    in_lr_find = False
 
     def __init__(self,
         n:int=5,                       # Latest measurements that the trigger leaves out

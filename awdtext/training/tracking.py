@@ -14,13 +14,14 @@ import torch
 from ..core import say
 from .callback import Callback
 
-# %% ../../nbs/training/25_tracking.ipynb #ea10a0c1
+# %% ../../nbs/training/25_tracking.ipynb #a2d8d501
 _CURVES = 'losses lrs valid_steps valid_losses'.split()
 
 
 class Recorder(Callback):
     "Writes a line of `learn.record` for every epoch, and keeps the loss and the rate of every step."
-    order = -20  # before all that read the record
+    order = -20         # before all that read the record
+    in_lr_find = False
 
     def __init__(self):
         self.losses,self.lrs = [],[]                # one for every step
@@ -31,13 +32,17 @@ class Recorder(Callback):
         self._trained = {},{}                       # figures of the training pass: loss and speed
 
     def state_dict(self):
-        "Losses and rates so far."
+        "Losses and rates so far, and how long the epoch at hand has taken."
+        self._read()
+        now = time.perf_counter()
         curves = {n: torch.tensor(getattr(self, n), dtype=torch.float64) for n in _CURVES}
-        return {'averaging_from': self.averaging_from, **curves}
+        return {'averaging_from': self.averaging_from, 'trained': list(self._trained),
+                'elapsed': [now - self._epoch_start, now - self._train_start], **curves}
 
     def load_state_dict(self, state):
         "Go on from `state`."
-        self.averaging_from = state['averaging_from']
+        self.averaging_from,self._trained = state['averaging_from'],tuple(state['trained'])
+        self._epoch_start,self._train_start = (time.perf_counter() - seconds for seconds in state['elapsed'])
         for n in _CURVES: setattr(self, n, state[n].tolist())
 
     def before_epoch(self, learn):
@@ -129,10 +134,11 @@ def _plot_sched(rec, ax):
     ax.set(xlabel='step', ylabel='learning rate')
     return ax
 
-# %% ../../nbs/training/25_tracking.ipynb #53ac29d8
+# %% ../../nbs/training/25_tracking.ipynb #da7a11e9
 class TerminateOnNaN(Callback):
     "Raises a `FloatingPointError` when the loss is no longer a number, before the weights are spoilt."
-    order = 50  # after those that add penalties, which can overflow too
+    order = 50          # after those that add penalties, which can overflow too
+    in_lr_find = False
 
     def __init__(self,
         every:int=1, # Batches between two looks; on a GPU each look waits for the device
@@ -153,9 +159,11 @@ def _nan_message(learn):
     weights = "are those before this batch" if intact else "are no numbers either: load those you saved last"
     return f"{what} {where}. The weights {weights}. Use a lower rate, and look at this batch (learn.x, learn.y)."
 
-# %% ../../nbs/training/25_tracking.ipynb #123fae0d
+# %% ../../nbs/training/25_tracking.ipynb #4d851042
 class TimeLeft(Callback):
     "Says in one line, once in a fit, when training will take longer than `limit`."
+    in_lr_find = False
+
     def __init__(self,
         limit:float=3600.,             # Seconds that need no remark
         advice:Callable|None=None,     # `advice(seconds_left) -> str`, added to the line
