@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from awdtext.core import seed_all
 from awdtext.data import dataloaders
 from awdtext.data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
-from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, encode_texts, text_files
+from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, encode_texts, get_text_files
 from awdtext.data.stream import LMDataLoader
 from awdtext.data.tokenizer import BaseTokenizer, DocumentError, Tokenizer, special_tokens
 from awdtext.data.vocab import Vocab
@@ -242,8 +242,8 @@ def test_folder_of_a_language_model_may_be_flat(tmp_path):
 
 def test_folder_files_are_read_when_their_turn_comes(tmp_path, monkeypatch):
     write(tmp_path, {f'{part}/{i}.txt': 'one two' for part in ('train', 'valid') for i in range(5)})
-    log, read = [], dataloaders._read
-    monkeypatch.setattr(dataloaders, '_read', lambda file: log.append('read') or read(file))
+    log, read = [], dataloaders.read_text
+    monkeypatch.setattr(dataloaders, 'read_text', lambda file: log.append('read') or read(file))
 
     class Spy(Tokenizer):
         def stream(self, texts, total=None, n_workers=None):
@@ -273,7 +273,7 @@ def test_empty_folder_of_a_part(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no folder .*nowhere'): text_files(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='there is no folder .*nowhere'): get_text_files(tmp_path/'nowhere')
 
 
 def test_file_with_a_document_on_each_line(tmp_path):
