@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_all', 'random_states', 'set_random_states', 'new_seed', 'digest', 'default_device', 'to_device', 'display_mode',
-           'wipe_line', 'say', 'progress', 'LazyModule']
+           'wipe_line', 'say', 'Report', 'progress', 'LazyModule']
 
 # %% ../nbs/00_core.ipynb #88f1280f
 import hashlib, random, shutil, sys, time
@@ -96,6 +96,11 @@ def say(
     "Tell the user `message`, at once even where output is buffered."
     wipe_line()
     print(message, flush=True)
+
+# %% ../nbs/00_core.ipynb #970ea771
+class Report(str):
+    "A text of several lines, shown as it is."
+    def __repr__(self): return str(self)
 
 # %% ../nbs/00_core.ipynb #3bc1a34b
 def progress(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'CancelStepException', 'CancelBatchException', 'CancelEpochException', 'CancelFitException']
 
-# %% ../../nbs/training/23_callback.ipynb #3f236f5f
+# %% ../../nbs/training/23_callback.ipynb #75abda0b
 class Callback:
     "Base of all callbacks: every event, doing nothing."
     order = 0          # Callbacks run in increasing order
@@ -24,9 +24,9 @@ class Callback:
     def after_loss(self, learn):
         "`learn.loss` is known. A penalty is added to `learn.total_loss` here, and never reported."
     def after_backward(self, learn):
-        "The gradients are there: the place to clip or inspect them."
+        "The gradients of this batch were added: the place to leave out the step (under float16 they are still scaled)."
     def before_step(self, learn):
-        "The last moment before the weights change: the place to set the rate of this very step."
+        "The last moment before the weights change: the place to clip, and to set the rate of this very step."
     def after_step(self, learn):
         "The weights have changed."
     def after_batch(self, learn):

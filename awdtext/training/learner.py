@@ -5,28 +5,36 @@
 # %% auto #0
 __all__ = ['Learner', 'listed']
 
-# %% ../../nbs/training/39_learner.ipynb #e1106e7b
-import signal, threading
+# %% ../../nbs/training/39_learner.ipynb #09b941fd
+import math, signal, threading
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..core import default_device, to_device
+from .. import __version__
+from ..core import Report, default_device, progress, random_states, say, set_random_states, to_device
 from ..data.stream import positive_int
-from .callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+    CancelStepException)
 from .checkpoint import check_weights, load_opt_state, opt_state, read_bundle, write_bundle
 from .losses import Loss, cross_entropy_loss
 from .metrics import RunningMean, as_metrics
 from .optim import Adam, make_opt, one_group, resume_average, same_params, take_hypers
+from .precision import Precision, choose_precision
 from .progress import ProgressCallback
-from .schedule import ParamScheduler, combine, cosine, one_cycle
+from .report import StepTimer, summarize
+from .resume import RunFolder, describe, plain
+from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine, flat_cos, lr_range, one_cycle,
+    plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #2b6927de
+# %% ../../nbs/training/39_learner.ipynb #7e3ab3d6
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -55,11 +63,13 @@ class Learner:
         self.path = Path(path or getattr(dls, 'path', '.'))
         self.device = torch.device(getattr(dls, 'device', None) or default_device())
         self.model.to(self.device)
+        self.precision = Precision(device=self.device)
         self.recorder,self.record,self.opt,self.average = Recorder(),[],None,None
         self.cbs = [self.recorder, ProgressCallback(), TerminateOnNaN(every=1 if self.device.type == 'cpu' else 50)]
         for cb in listed(cbs): self.add_cb(cb)
         self.epoch = self.n_epoch = 0
         self.interrupted,self._stop,self.valid_figures = False,False,{}
+        self._run,self._resumed,self._at,self._begun = None,None,None,None
         for name in _LOOP: setattr(self, name, None)
 
     # What training does to one batch
@@ -75,11 +85,12 @@ class Learner:
 
     def backward(self):
         "Differentiate `total_loss`."
-        self.total_loss.backward()
+        self.precision.scaler.scale(self.total_loss).backward()
 
     def step(self):
         "Change the weights."
-        self.opt.step()
+        self.precision.scaler.step(self.opt)
+        self.precision.scaler.update()
 
     def zero_grad(self):
         "Forget the gradients."
@@ -100,10 +111,17 @@ class Learner:
     def _event(self, name):
         for cb in self._in_order(): getattr(cb, name)(self)
 
-    def _fit(self, n_epoch, start_epoch):
-        self.n_epoch,self.interrupted = n_epoch,False
+    def _fit(self, n_epoch, start_epoch, checkpoint=None, every='5min', **how):
+        if checkpoint is None: return self._loop(n_epoch, start_epoch)
+        settings = self.settings(n_epoch=n_epoch, start_epoch=start_epoch, **how)
+        with RunFolder(checkpoint, settings, every) as self._run:
+            try: self._continue(n_epoch, start_epoch)
+            finally: self._run = None
+
+    def _loop(self, n_epoch, start_epoch):
+        self.n_epoch,self.interrupted,self._at = n_epoch,False,None
         self.zero_grad()                                               # whoever left some
-        with _stop_on_interrupt(self), ExitStack() as at_last:
+        with _stop_on_signal(self, self._run is not None), ExitStack() as at_last:
             at_last.callback(self._close)
             try:
                 self._event('before_fit')
@@ -111,6 +129,7 @@ class Learner:
                 for self.epoch in range(start_epoch, n_epoch): self._epoch()
             except CancelFitException: pass
             except KeyboardInterrupt: self.interrupted = True
+            if self.interrupted and self._run and self._at: self._write()
 
     def _close(self):
         self.training,self.state = False,None
@@ -121,26 +140,40 @@ class Learner:
     def _epoch(self):
         try:
             self._event('before_epoch')
-            self._pass(self.dls.train, True, 'before_train', 'after_train')
+            if self._resumed and self._resumed['at'][2]: self._restore()        # only the validation is still to come
+            else: self._pass(self.dls.train, True, 'before_train', 'after_train')
+            self._at = [self.epoch, self.n_iter, True]
             self.valid_figures = self.validate_figures() if self.dls.valid is not None else {}
             self._event('after_epoch')
         except CancelEpochException: pass
+        self._reached('epochs', self.epoch + 1, 0)
 
     def _pass(self, dl, training, begin, end):
         self.dl,self.n_iter,self.training,self.state,self.totals = dl,len(dl),training,None,RunningMean()
         self._event(begin)
         self.model.train(training)
         with torch.set_grad_enabled(training):
-            for self.iter, batch in enumerate(dl): self._batch(batch)
+            for self.iter, batch in self._batches(): self._batch(batch)
         self._event(end)
 
+    def _batches(self):
+        "The batches of the pass and their numbers, from where a killed run left them."
+        if not self.training: return enumerate(self.dl)
+        if self._resumed: set_random_states(self._resumed['begun']['random'])
+        self._begun = self._sources()
+        batches = enumerate(self.dl)
+        if self._resumed: self._restore(batches)
+        return batches
+
     def _batch(self, batch):
+        if self.training: self._at = None                              # no place to go on from
         self.x,self.y = to_device(batch, self.device)
         try:
             self._event('before_batch')
-            self.forward()
-            self._event('after_pred')
-            self.get_loss()
+            with self.precision.context():
+                self.forward()
+                self._event('after_pred')
+                self.get_loss()
             self.total_loss = self.loss
             self._event('after_loss')
             if self.training: self._update()
@@ -148,15 +181,19 @@ class Learner:
         except CancelBatchException: pass
         self._event('after_batch')
         for name in _BATCH: setattr(self, name, None)                  # the next batch needs their memory
+        if self.training: self._reached('steps', self.epoch, self.iter + 1)
         if self._stop: raise CancelFitException
 
     def _update(self):
         self.backward()
-        self._event('after_backward')
-        self._event('before_step')
-        self.step()
-        self._event('after_step')
-        self.zero_grad()
+        try:
+            self._event('after_backward')
+            self.precision.scaler.unscale_(self.opt)
+            self._event('before_step')
+            self.step()
+            self._event('after_step')
+            self.zero_grad()
+        except CancelStepException: pass
 
     def _count(self):
         n = self.n_targets()
@@ -185,6 +222,89 @@ class Learner:
             for name, value in kept.items(): setattr(self, name, value)
             self.model.train(training)
 
+    # Runs that can be killed
+
+    def settings(self,
+        **how, # How it is trained, in plain values
+    )->dict:   # Trees of plain values
+        "What must be the same for a run to be continued: training, data, model, optimiser, callbacks, versions."
+        deciding = {name: describe(cb) for name, cb in _named(self.cbs).items() if cb.in_lr_find or cb.state_dict()}
+        groups = [{k: plain(v) for k, v in g.items() if k != 'params'} for g in self.opt.param_groups]
+        shapes = {name: str(tuple(p.shape)) for name, p in self.model.state_dict().items()}
+        return {'fit': plain(how), 'data': {name: _describe_data(dl) for name, dl in self._loaders().items()},
+                'model': {'type': type(self.model).__name__, **shapes,
+                          'learns': [all(p.requires_grad for p in g['params']) for g in self.opt.param_groups]},
+                'optimiser': {'type': type(self.opt).__name__, 'groups': groups}, 'callbacks': deciding,
+                'metrics': [m.name for m in self.metrics], 'precision': self.precision.name, 'device': self.device.type,
+                'versions': {'awdtext': __version__, 'torch': torch.__version__}}
+
+    def _loaders(self):
+        parts = {name: getattr(self.dls, name, None) for name in ('train', 'valid')}
+        return {name: dl for name, dl in parts.items() if dl is not None}
+
+    def _sources(self):
+        "Where all randomness comes from: the generators, and the loaders' seeds and passes."
+        loaders = {name: {k: getattr(dl, k) for k in ('seed', 'epoch') if hasattr(dl, k)}
+                   for name, dl in self._loaders().items()}
+        return {'random': random_states(), 'loaders': loaders}
+
+    def _set_loaders(self, sources):
+        for name, dl in self._loaders().items():
+            for k, v in sources['loaders'][name].items(): setattr(dl, k, v)
+
+    def _continue(self, n_epoch, start_epoch):
+        "Begin the run of the folder, go on with it, or load its result."
+        self._resumed = self._run.read()
+        if self._resumed: start_epoch = self._find_place()
+        if self._resumed and self._resumed['done']:
+            self.n_epoch,self.interrupted = n_epoch,False
+            return self._restore()
+        try: self._loop(n_epoch, start_epoch)
+        finally: self._resumed = None
+        if self.interrupted: return
+        self._at = [n_epoch, 0, False]
+        self._write(done=True)
+
+    def _find_place(self):
+        tree,where = self._resumed,self._run.folder
+        self._set_loaders(tree['begun'])
+        if tree['done']: say(f"The run in {where} is finished: its result is loaded. For a new run give another folder.")
+        else: say(f"Going on with the run in {where}, after {tree['at'][1]:,} batches of epoch {tree['at'][0]}.")
+        if tree['threads'] != torch.get_num_threads():
+            say(f"It had {tree['threads']} threads, now there are {torch.get_num_threads()}: the last digits may differ.")
+        return tree['at'][0]
+
+    def _reached(self, unit, epoch, n_batches):
+        "A place from which a run can go on: after `n_batches` of `epoch`."
+        self._at = [epoch, n_batches, False]
+        if self._run and self._run.due(unit): self._write()
+
+    def _write(self, done=False):
+        midway = self._at[1] and not self._at[2]
+        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': self._begun if midway else self._sources()}
+        swapped = bool(self.average and self.average.swapped)
+        with self.averaged(): self._run.write({**self._saved(), **place, **self._moment(), 'swapped': swapped})
+
+    def _moment(self):
+        "What a run holds between two batches, beside what `save` saves."
+        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        return {'random': random_states(), 'state': self.state, 'totals': _packed(self.totals),
+                'grads': grads, 'figures': self.valid_figures, 'threads': torch.get_num_threads()}
+
+    def _restore(self, batches=None):
+        "Be as the killed run was when its checkpoint was written. `batches` are those of its pass, of which some are done."
+        tree,self._resumed = self._resumed,None
+        self.epoch,n_done,trained = self._at = tree['at']
+        for _ in range(n_done if batches else 0): next(batches)
+        self._take_up(tree, self.opt)
+        if self.average and not tree['swapped']: self.average.show_iterate()
+        self.dl,self.n_iter,self.iter = self.dls.train,tree['n_iter'],max(n_done - 1, 0)
+        self.state,self.valid_figures = to_device(_tuples(tree['state']), self.device),tree['figures']
+        self.totals = _unpacked(tree['totals'], self.device)
+        for name, p in self.model.named_parameters():
+            p.grad = tree['grads'][name].to(p) if name in tree['grads'] else None
+        set_random_states(tree['random'])
+
     # Training
 
     def fit(self,
@@ -193,10 +313,13 @@ class Learner:
         wd:float|None=None, # Weight decay; the learner's own if None
         cbs=None,           # Callbacks for this fit alone
         start_epoch:int=0,  # Epochs to leave out, when going on after an interruption
+        *,
+        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+        every:str='5min',   # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
     )->None:
         "Train at a constant rate."
         self._set_up(n_epoch, self.lr if lr is None else lr, wd)
-        with self._added(cbs): self._fit(n_epoch, start_epoch)
+        with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
     def fit_one_cycle(self,
         n_epoch:int,           # Passes over the training data
@@ -208,15 +331,139 @@ class Learner:
         moms:tuple|None=None,  # Momentum at the start, at the highest rate, at the end; the learner's own if None
         cbs=None,              # Callbacks for this fit alone
         start_epoch:int=0,     # Epochs to leave out, when going on after an interruption
+        *,
+        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+        every:str='5min',      # How often a checkpoint is written
     )->None:
         "Train with the 1cycle policy (Smith and Topin 2017): the rate rises, then falls along a cosine."
-        lr_max = self.lr if lr_max is None else lr_max
+        lr_max,moms = self.lr if lr_max is None else lr_max,moms or self.moms
         self._set_up(n_epoch, lr_max, wd)
-        first,least,last = moms or self.moms
+        first,least,last = moms
         mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
                                                    partial(cosine, start=least, end=last)])
         sched = ParamScheduler({'lr': (lr_max, one_cycle(div, div_final, pct_start)), 'mom': (1., mom)})
-        with self._added([sched, *listed(cbs)]): self._fit(n_epoch, start_epoch)
+        with self._added([sched, *listed(cbs)]):
+            self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_one_cycle', div=div, div_final=div_final,
+                      pct_start=pct_start, moms=moms)
+
+    def fit_flat_cos(self,
+        n_epoch:int,           # Passes over the training data
+        lr=None,               # Rate: a number, a slice, or one for each group; the learner's own if None
+        div_final:float=1e5,   # The rate ends at `lr / div_final`
+        pct_start:float=0.75,  # Share of training in which it is constant
+        wd:float|None=None,    # Weight decay; the learner's own if None
+        cbs=None,              # Callbacks for this fit alone
+        start_epoch:int=0,     # Epochs to leave out, when going on after an interruption
+        *,
+        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+        every:str='5min',      # How often a checkpoint is written
+    )->None:
+        "Train at a constant rate, then let it fall along a cosine."
+        lr = self.lr if lr is None else lr
+        self._set_up(n_epoch, lr, wd)
+        with self._added([ParamScheduler({'lr': (lr, flat_cos(div_final, pct_start))}), *listed(cbs)]):
+            self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_flat_cos', div_final=div_final,
+                      pct_start=pct_start)
+
+    def fine_tune(self,
+        epochs:int,            # Passes over the training data with all layers
+        base_lr:float=2e-3,    # Highest rate of the last group while the others are frozen, and twice that of afterwards
+        freeze_epochs:int=1,   # Passes before that, in which only the last group learns
+        lr_mult:float=100.,    # The first group's rate is the last group's divided by this
+        pct_start:float=0.3,   # Share of training in which the rate rises
+        div:float=5.,          # The rate starts at its maximum divided by this
+        *,
+        wd:float|None=None,    # Weight decay; the learner's own if None
+        cbs=None,              # Callbacks for both parts
+        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+        every:str='5min',      # How often a checkpoint is written
+    )->None:
+        "Train the last group alone, then all, at rates that fall towards the input (fastai's `fine_tune`)."
+        positive_int(epochs, 'epochs')
+        parts = [checkpoint and Path(checkpoint) / name for name in ('frozen', 'unfrozen')]
+        if freeze_epochs:
+            self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, wd=wd, cbs=cbs, checkpoint=parts[0],
+                                        every=every)
+            if self.interrupted: return
+        lr = base_lr / 2
+        self.unfreeze().fit_one_cycle(epochs, slice(lr / lr_mult, lr), div, pct_start=pct_start, wd=wd, cbs=cbs,
+                                      checkpoint=parts[1], every=every)
+
+    def lr_find(self,
+        start_lr:float|None=None, # Where to begin; what suits the optimiser if None
+        end_lr:float|None=None,   # Where to end
+        num_it:int=100,           # Batches, and so rates, to try
+        stop_div:bool=True,       # Whether to stop when the loss has become four times its lowest
+        show_plot:bool=True,      # Whether to draw loss against rate
+        suggest_funcs=valley,     # One or several of `valley, steep, minimum, slide`
+    ):                            # A named tuple with one rate for each of `suggest_funcs`
+        "Try growing rates for a moment, and suggest one (Smith 2015). The learner is left as it was."
+        lo,hi = lr_range(self.opt_func)
+        finder = LRFinder(start_lr or lo, end_lr or hi, num_it, stop_div)
+        self._rehearse(finder, num_it, 'rates')
+        found = {func.__name__: func(*finder.curve) for func in listed(suggest_funcs)}
+        if show_plot: plot_lr_find(finder.lrs, finder.losses, found)
+        return namedtuple('SuggestedLRs', found)(**found)
+
+    def profile(self,
+        n_batches:int=10, # Training batches to time, after two that are not counted
+    )->Report:            # A table
+        "Where the time of a training step goes. The learner is left as it was."
+        timer = StepTimer(positive_int(n_batches, 'n_batches'))
+        self._rehearse(timer, n_batches + 2, 'steps')
+        return timer.table()
+
+    def _rehearse(self, cb, n_batches, label):
+        "Train for a moment with `cb` and without those that only watch, until `cb` ends it; then nothing has happened."
+        if self.dls.train is None or not len(self.dls.train):
+            raise ValueError("There is no training data to try anything on: make the learner with dls that have some.")
+        with self._untouched(), _stop_on_signal(self):
+            self.cbs = [*(c for c in self.cbs if c.in_lr_find), _Ticks(n_batches, label), cb]
+            self.opt,self.average = make_opt(self.model, self.opt_func, self.lr, self.wd, self.splitter),None
+            self.n_epoch = math.ceil(n_batches / len(self.dls.train))
+            try:
+                self._event('before_fit')
+                while True: self._pass(self.dls.train, True, 'before_train', 'after_train')
+            except CancelFitException: pass
+            finally: self._close()
+
+    @contextmanager
+    def _untouched(self):
+        "Whatever happens within this context, the learner is afterwards as it was before."
+        loop = [*_LOOP, 'cbs', 'opt', 'average', 'epoch', 'n_epoch', 'interrupted', 'valid_figures', '_at', '_begun']
+        kept,training,sources = {name: getattr(self, name) for name in loop},self.model.training,self._sources()
+        weights = {name: v.detach().clone() for name, v in self.model.state_dict().items()}
+        states = [(o, deepcopy(o.state_dict())) for o in (*self.cbs, self.precision.scaler)]
+        try: yield
+        finally:
+            self.model.load_state_dict(weights)
+            self.model.train(training).zero_grad(set_to_none=True)
+            for o, state in states: state and o.load_state_dict(state)
+            for name, value in kept.items(): setattr(self, name, value)
+            self._set_loaders(sources)
+            set_random_states(sources['random'])
+
+    def summary(self)->Report:
+        "Layers, parameters, and what trains them."
+        return summarize(self)
+
+    # Precision
+
+    def to_fp16(self): # The learner
+        "Compute in float16 where the device has it (a GPU), with a scaled loss."
+        return self._compute_in('fp16')
+
+    def to_bf16(self): # The learner
+        "Compute in bfloat16 where the device has it."
+        return self._compute_in('bf16')
+
+    def to_fp32(self): # The learner
+        "Compute in float32."
+        return self._compute_in('fp32')
+
+    def _compute_in(self, name):
+        self.precision = choose_precision(name, self.device)
+        return self
 
     def _set_up(self, n_epoch, lr, wd):
         positive_int(n_epoch, 'n_epoch')
@@ -303,7 +550,7 @@ class Learner:
             self.state = None
             for batch in dl:
                 self.x,self.y = to_device(batch, self.device)
-                self.forward()
+                with self.precision.context(): self.forward()
                 loss = self.loss_func(self.preds, self.y, reduction='none') if with_loss else None
                 row = self.loss_func.activation(self.preds), self.y, loss
                 rows.append([None if o is None else o.cpu() for o in row])
@@ -339,12 +586,13 @@ class Learner:
     )->Path:                 # The file
         "Save the weights, and all that is needed to train on."
         with self.averaged():
-            tree = {'weights': self.model.state_dict(), 'record': self.record}
-            if with_opt: tree |= self._training_state()
-            return write_bundle(self._file(file), tree, 'checkpoint')
+            return write_bundle(self._file(file), self._saved(with_opt), 'checkpoint')
 
-    def _training_state(self):
-        tree = {'callbacks': {type(cb).__name__: state for cb in self.cbs if (state := cb.state_dict())}}
+    def _saved(self, with_opt=True):
+        tree = {'weights': self.model.state_dict(), 'record': self.record}
+        if not with_opt: return tree
+        tree['callbacks'] = {name: state for name, cb in _named(self.cbs).items() if (state := cb.state_dict())}
+        tree['scaler'] = self.precision.scaler.state_dict()
         if self.opt is not None: tree['opt'] = opt_state(self.opt)
         if self.average: tree['average'] = {'n': self.average.n, 'iterate': self.average.mean.module.state_dict()}
         return tree
@@ -357,17 +605,23 @@ class Learner:
         path = self._file(file)
         tree = read_bundle(path, 'checkpoint')
         check_weights(self.model, tree['weights'], str(path))
-        self.opt = self._saved_opt(tree) if with_opt and 'opt' in tree else None    # raises, or all is well
-        self.model.load_state_dict(tree['weights'])
-        self.average,self.record[:] = None,tree['record']
-        if not with_opt: return self
-        states = tree.get('callbacks', {})
-        for cb in self.cbs:
-            if type(cb).__name__ in states: cb.load_state_dict(states[type(cb).__name__])
-        if 'average' in tree: self.average = resume_average(self.model, **tree['average'])
+        self.opt = self._new_opt(tree) if with_opt and 'opt' in tree else None    # raises, or all is well
+        self._take_up(tree) if with_opt else self._take_weights(tree)
         return self
 
-    def _saved_opt(self, tree):
+    def _take_weights(self, tree):
+        self.model.load_state_dict(tree['weights'])
+        self.average,self.record[:] = None,tree['record']
+
+    def _take_up(self, tree, opt=None):
+        self._take_weights(tree)
+        if opt: load_opt_state(opt, tree['opt'])
+        if tree['scaler']: self.precision.scaler.load_state_dict(tree['scaler'])
+        for name, cb in _named(self.cbs).items():
+            if name in tree['callbacks']: cb.load_state_dict(tree['callbacks'][name])
+        if 'average' in tree: self.average = resume_average(self.model, **tree['average'])
+
+    def _new_opt(self, tree):
         opt = make_opt(self.model, self.opt_func, self.lr, self.wd, self.splitter)
         load_opt_state(opt, tree['opt'])
         return opt
@@ -379,18 +633,57 @@ def listed(
     "The list of callbacks that `cbs` stands for."
     return [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
 
-# %% ../../nbs/training/39_learner.ipynb #e5009659
+# %% ../../nbs/training/39_learner.ipynb #ce9ee26f
+def _named(cbs):
+    "The callbacks by the names of their classes, numbered where there are several of one."
+    named = {}
+    for cb in cbs:
+        name,n = type(cb).__name__,1
+        while name + (f' {n}' if n > 1 else '') in named: n += 1
+        named[name + (f' {n}' if n > 1 else '')] = cb
+    return named
+
+
+def _describe_data(dl): return dl.describe() if hasattr(dl, 'describe') else {'type': type(dl).__name__, 'batches': len(dl)}
+
+
+def _packed(mean):
+    "The sums of a pass, as two tensors."
+    return {'means': torch.stack(mean.means), 'counts': torch.stack(mean.counts)} if mean and mean.means else None
+
+
+def _unpacked(saved, device):
+    mean = RunningMean()
+    if saved: mean.means,mean.counts = (list(saved[k].to(device).unbind()) for k in ('means', 'counts'))
+    return mean
+
+
+def _tuples(x): return tuple(map(_tuples, x)) if isinstance(x, (list, tuple)) else x
+
+
+class _Ticks(Callback):
+    "A bar over a rehearsal."
+    order = -30
+    def __init__(self, n, label): self.ticks = iter(progress(range(n), label=label))
+    def after_batch(self, learn): next(self.ticks, None)
+
+# %% ../../nbs/training/39_learner.ipynb #cd95a534
 @contextmanager
-def _stop_on_interrupt(learn):
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):   # only it may handle signals
+def _stop_on_signal(learn, and_sigterm=False):
+    if threading.current_thread() is not threading.main_thread():           # only it may handle signals
         yield
         return
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    mine = [signal.SIGINT] if callable(before[signal.SIGINT]) else []
+    if and_sigterm and before[signal.SIGTERM] not in (signal.SIG_IGN, None): mine.append(signal.SIGTERM)
+    seen = []
     def handler(signum, frame):
-        if learn._stop: raise KeyboardInterrupt
+        if learn._stop and signum == signal.SIGINT: raise KeyboardInterrupt
         learn._stop = learn.interrupted = True
-    signal.signal(signal.SIGINT, handler)
+        seen.append(signum)
+    for signum in mine: signal.signal(signum, handler)
     try: yield
     finally:
         learn._stop = False
-        signal.signal(signal.SIGINT, before)
+        for signum in mine: signal.signal(signum, before[signum])
+        if signal.SIGTERM in seen: signal.raise_signal(signal.SIGTERM)

@@ -34,7 +34,7 @@ class RNNRegularizer(Callback):
         if self.alpha: learn.total_loss = learn.total_loss + activation_reg(learn.out.dropped, self.alpha, mask)
         if self.beta: learn.total_loss = learn.total_loss + temporal_activation_reg(learn.out.raw, self.beta, mask)
 
-# %% ../../nbs/training/27_rnn.ipynb #7163a5f4
+# %% ../../nbs/training/27_rnn.ipynb #70982fbd
 class GradientClip(Callback):
     "Scales the gradients so that their common norm is at most `max_norm`."
     def __init__(self,
@@ -44,7 +44,7 @@ class GradientClip(Callback):
             raise ValueError(f"max_norm={max_norm} must be positive; leave GradientClip out for no clipping.")
         self.max_norm = max_norm
 
-    def after_backward(self, learn):
+    def before_step(self, learn):
         "Clip."
         clip_grad_norm_(learn.model.parameters(), self.max_norm)
 
