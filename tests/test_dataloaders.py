@@ -506,6 +506,12 @@ def test_batch_in_a_notebook_is_an_escaped_table(monkeypatch):
     assert '&lt;b&gt; a' in tables[0] and 'x; y' in tables[0] and '<b>' not in tables[0]
 
 
+@pytest.mark.parametrize('look', [lambda dls: dls.one_batch(), lambda dls: dls.show_batch(), lambda dls: dls.unk_rate])
+def test_loaders_that_came_with_a_model_have_no_data(look):
+    with pytest.raises(ValueError, match='There is no .* data: these loaders came with a model'):
+        look(TextDataLoaders(None, None, Vocab(['xxunk', 'good'])))
+
+
 def test_summary_is_one_line():
     dls = TextDataLoaders.from_texts(['one two'] * 1000, valid=['one three'], test=['one'], min_freq=1)
     assert dls.summary() == ('1,000 + 1 + 1 documents, 3,000 + 3 + 2 tokens, a vocabulary of 11; '

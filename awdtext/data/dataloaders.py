@@ -371,7 +371,7 @@ def _classifier_loaders(corpora, targets, pad_idx, r):
 
 def _pad_idx(vocab): return 0 if vocab.pad_idx is None else vocab.pad_idx
 
-# %% ../../nbs/data/07_dataloaders.ipynb #29a74cd0
+# %% ../../nbs/data/07_dataloaders.ipynb #bdce2623
 @dataclass
 class LabelBlock:
     "How labels become targets."
@@ -380,7 +380,7 @@ class LabelBlock:
 
     def __post_init__(self):
         if self.labeler is None or hasattr(self.labeler, 'from_labels'): return
-        raise TypeError(f"{self.labeler!r} is no kind of label: use CategoryBlock, MultiCategoryBlock, RegressionBlock.")
+        raise TypeError(f"{self.labeler!r} is no kind of label: use CategoryBlock, MultiCategoryBlock or the like.")
 
     def names(self,
         labels:Sequence, # As the user gives them
