@@ -406,7 +406,7 @@ class _Auc(Metric):
 
     def _strays(self, scores, targs): return _not_classes(targs, scores.shape[1]), _classes(scores.shape[1])
 
-# %% ../../nbs/training/21_metrics.ipynb #f313ba41
+# %% ../../nbs/training/21_metrics.ipynb #4f32cc4d
 class RocAucBinary(_Auc):
     "Area under the ROC curve for two classes; nan if all items are of one class."
     def _check(self, name, preds, targs):
@@ -417,7 +417,7 @@ class RocAucBinary(_Auc):
 
 
 class RocAuc(_Auc):
-    "Mean area under the ROC curve of each class against the rest; nan if one has no item (weighted: if all are of one)."
+    "Mean area under the ROC curve of each class against the rest; nan if one has no item (weighted: if all are one)."
     def __init__(self,
         average:str='macro',     # `'macro'`, `'micro'` or `'weighted'`
         multi_class:str='ovr',   # Each class against the rest, the only way so far
