@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #7e3ab3d6
+# %% ../../nbs/training/39_learner.ipynb #606a171a
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -258,6 +258,7 @@ class Learner:
         if self._resumed: start_epoch = self._find_place()
         if self._resumed and self._resumed['done']:
             self.n_epoch,self.interrupted = n_epoch,False
+            self.model.eval()
             return self._restore()
         try: self._loop(n_epoch, start_epoch)
         finally: self._resumed = None
@@ -606,7 +607,8 @@ class Learner:
         tree = read_bundle(path, 'checkpoint')
         check_weights(self.model, tree['weights'], str(path))
         self.opt = self._new_opt(tree) if with_opt and 'opt' in tree else None    # raises, or all is well
-        self._take_up(tree) if with_opt else self._take_weights(tree)
+        if with_opt and 'callbacks' in tree: self._take_up(tree)
+        else: self._take_weights(tree)
         return self
 
     def _take_weights(self, tree):
