@@ -1,0 +1,204 @@
+"""A classifier of film reviews from 500 labels: what a language model adds that has read for 20 minutes, beside TF-IDF.
+
+A language model is trained on unlabelled IMDb reviews for 20 minutes of CPU: some steps of a model that is thrown away
+tell how many reviews it can read once in that time, in one cycle. Then 500 labelled reviews are drawn three times, and
+each draw trains a classifier on the language model's encoder (ULMFiT: the head alone, then one group of layers more at
+a time, then all) and, as the peer, scikit-learn's logistic regression (C = 10) on TF-IDF of words and pairs of words
+(sublinear). Both are judged by the same 2,500 labelled reviews, which are in no draw.
+
+    python benchmarks/quality_classifier.py --data DIR     # DIR holds imdb/{train,unsup}.csv.gz
+
+What was chosen, and by what: the size (150/400, two layers) so that 20 minutes are worth three to four million tokens;
+little dropout in the language model, as it reads everything once; the steps of the classifier by the customs of ULMFiT.
+Each finished part is a line of the results file: the command can be stopped, and goes on where it was.
+"""
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+from time import process_time
+
+import pandas as pd
+from _common import earlier, machine, needed, read_results, table, write_result
+
+from awdtext.core import seed_all
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.text_learner import language_model_learner, text_classifier_learner
+from awdtext.training.callback import Callback, CancelFitException
+from awdtext.training.checkpoint import read_bundle
+
+results_file = Path(__file__).parent / 'results' / 'quality_classifier.jsonl'
+seed = 42  # of everything that is not a draw
+recipe = [(-1, 2, 2e-2), (-2, 1, 1e-2), (-3, 1, 1e-2), (0, 5, 1e-2)]  # groups that learn, epochs, highest rate
+
+
+class Speed(Callback):
+    "Tokens per second of CPU over some steps; then the fit ends."
+    def __init__(self, warm=5, steps=30):
+        self.warm,self.steps,self.tokens,self.since,self.value = warm, steps, 0, None, None
+
+    def before_batch(self, learn):
+        "Start the clock when the first steps are over."
+        if learn.iter == self.warm: self.since = process_time()
+        if learn.iter >= self.warm: self.tokens += learn.x.numel()
+
+    def after_batch(self, learn):
+        "Stop after the last step."
+        if learn.iter + 1 < self.warm + self.steps: return
+        self.value = self.tokens / (process_time() - self.since)
+        raise CancelFitException
+
+    def after_fit(self, learn):
+        "Leave, where there were fewer steps."
+        if self.value is None: sys.exit(f'{self.warm + self.steps} steps are needed to tell the speed: give more text.')
+
+
+def lm_learner(args, texts, valid, seed, cbs=None):
+    "Loaders and learner of the language model."
+    dls = TextDataLoaders.from_texts(texts, valid=valid, is_lm=True, bs=args.bs, max_vocab=args.max_vocab, seed=seed,
+                                     n_workers=1, device='cpu')
+    config = dict(zip(('emb_sz', 'n_hid', 'n_layers'), args.sizes))
+    return language_model_learner(dls, config=config, drop_mult=.1, cbs=cbs)
+
+
+def affordable(args, texts):
+    "How many of `texts` can be read, as the first of them tell, and how often."
+    sample = texts[:args.sample]
+    watch = Speed(steps=args.steps)
+    learn = lm_learner(args, sample, sample[:2], seed, watch)
+    learn.fit(1, 1e-3)
+    tokens_each = learn.dls.train.corpus.n_tokens / len(sample)
+    reviews = args.lm_minutes * 60 * watch.value / tokens_each
+    n_epoch = max(1, math.ceil(reviews / len(texts)))
+    return max(args.bs, int(reviews / n_epoch)), n_epoch, watch.value
+
+
+def train_lm(args, run, encoder):
+    "Train the language model, and save its encoder."
+    texts = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed).tolist()
+    n_valid = min(400, len(texts) // 10)
+    valid,texts = texts[:n_valid], texts[n_valid:]
+    seed_all(seed)
+    n,n_epoch,speed = affordable(args, texts)
+    start = process_time()
+    learn = lm_learner(args, texts[:n], valid, seed)
+    print(f'{speed:,.0f} tokens a second; {learn.dls.summary()}; {n_epoch} epoch(s)', flush=True)
+    began = process_time()
+    learn.fit_one_cycle(n_epoch, args.lr)
+    if learn.interrupted: raise KeyboardInterrupt
+    ended = process_time()
+    learn.save_encoder(encoder.resolve())
+    return {**run, 'reviews': n, 'tokens': learn.dls.train.corpus.n_tokens, 'n_epoch': n_epoch,
+            'tokenizer_minutes': (began - start) / 60, 'cpu_minutes': (ended - began) / 60,
+            'perplexity': learn.evaluate().perplexity, 'machine': machine()}
+
+
+def labelled(data, draw, n_labels, n_held_out):
+    "The reviews of a draw, and those that are held out from all draws."
+    df = pd.read_csv(data / 'imdb/train.csv.gz')[['text', 'label']].sample(frac=1, random_state=seed)
+    return df[n_held_out:].sample(n_labels, random_state=draw), df[:n_held_out]
+
+
+def tfidf_accuracy(train, valid):
+    "The peer."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    peer = make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000))
+    texts,unseen = (df['text'].str.replace('<br />', ' ') for df in (train, valid))
+    return float(peer.fit(texts, train['label']).score(unseen, valid['label']))
+
+
+def classifier_accuracy(train, valid, encoder, draw, steps=recipe):
+    "Gradual unfreezing; the held-out reviews are looked at once, at the end."
+    seed_all(draw)
+    vocab = read_bundle(encoder, 'encoder')['vocab']
+    dls = TextDataLoaders.from_texts(train['text'].tolist(), train['label'].tolist(), valid=valid['text'].tolist(),
+                                     valid_labels=valid['label'].tolist(), text_vocab=vocab, bs=16, val_bs=64,
+                                     seed=draw, n_workers=1, device='cpu')
+    unseen,dls.valid = dls.valid, None
+    learn = text_classifier_learner(dls, pretrained=encoder.resolve())
+    for group, n_epoch, lr in steps:
+        learn.freeze_to(group).fit_one_cycle(n_epoch, lr if group == -1 else slice(lr / 2.6**3, lr))
+        if learn.interrupted: raise KeyboardInterrupt
+    return learn.validate_figures(unseen)['accuracy']
+
+
+def measure_draw(args, run, encoder):
+    "Both classifiers on one draw, and the time each takes."
+    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
+    times = [process_time()]
+    tfidf = tfidf_accuracy(train, valid)
+    times.append(process_time())
+    ours = classifier_accuracy(train, valid, encoder, run['draw'])
+    times.append(process_time())
+    return {**run, 'accuracy': ours, 'tfidf': tfidf, 'tfidf_minutes': (times[1] - times[0]) / 60,
+            'cpu_minutes': (times[2] - times[1]) / 60, 'machine': machine()}
+
+
+def planned(args):
+    "The language model, then the draws."
+    shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
+              'lr': args.lr}
+    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, **shared}
+             for d in range(args.draws)]
+    return [{'part': 'language model', **shared}, *draws]
+
+
+def report(results, plan):
+    "One line on the language model, and the table of the draws."
+    lm,*draws = [earlier(results, run) for run in plan]
+    draws = [r for r in draws if r]
+    columns = {'accuracy': 3, 'tfidf': 3, 'cpu_minutes': 1}  # and their digits
+    rows = [[f"draw {r['draw'] + 1}", *(f'{r[key]:.{n}f}' for key, n in columns.items())] for r in draws]
+    if draws: rows.append(['mean', *(f'{mean(r[key] for r in draws):.{n}f}' for key, n in columns.items())])
+    line = lm and (f"Language model: {lm['reviews']:,} reviews, {lm['tokens']:,} tokens, {lm['n_epoch']} epoch(s), "
+                   f"{lm['cpu_minutes']:.1f} minutes of CPU; perplexity of unread reviews {lm['perplexity']:.1f}.\n\n")
+    unseen = plan[-1].get('n_held_out', 0)
+    head = [f'accuracy on {unseen:,} reviews', 'awdtext', 'TF-IDF + logistic regression', 'minutes of CPU (awdtext)']
+    return (line or '') + table(head, rows)
+
+
+def parse(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', type=Path, help='folder that holds imdb')
+    p.add_argument('--lm-minutes', type=float, default=20., help='CPU minutes for training the language model')
+    p.add_argument('--draws', type=int, default=3, help='how often labels are drawn')
+    p.add_argument('--labels', type=int, default=500, help='labelled reviews of a draw')
+    p.add_argument('--results', type=Path, default=results_file)
+    p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',
+                   help="folder of the language model's encoder")
+    p.add_argument('--fresh', action='store_true', help='ignore what earlier commands have done')
+    for name, value in (('bs', 32), ('max-vocab', 8000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
+        p.add_argument(f'--{name}', type=int, default=value, help=argparse.SUPPRESS)
+    p.add_argument('--lr', type=float, default=1e-2, help=argparse.SUPPRESS)
+    p.add_argument('--sizes', nargs=3, type=int, default=[150, 400, 2], help=argparse.SUPPRESS)
+    return p.parse_args(argv)
+
+
+def fresh_from(results, run):
+    "The place of the latest language model: draws belong to the one they were trained on."
+    return max((i for i, r in enumerate(results) if earlier([r], run)), default=0)
+
+
+def main(argv=None):
+    args = parse(argv)
+    needed(args.data, 'imdb/train.csv.gz', 'imdb/unsup.csv.gz')
+    args.work.mkdir(parents=True, exist_ok=True)
+    lm,*draws = plan = planned(args)
+    name = '-'.join(map(str, [args.lm_minutes, *args.sizes, args.bs, args.max_vocab, args.lr]))
+    encoder = args.work / f'{name}.safetensors'
+    if args.fresh or not earlier(read_results(args.results), lm) or not encoder.exists():
+        write_result(args.results, train_lm(args, lm, encoder))
+    skip = fresh_from(read_results(args.results), lm)
+    for run in draws:
+        if earlier(read_results(args.results)[skip:], run): continue
+        print(f"\nDraw {run['draw'] + 1}", flush=True)
+        write_result(args.results, measure_draw(args, run, encoder))
+    print('\n' + report(read_results(args.results)[skip:], plan))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,172 @@
+"The quality benchmarks run end to end on a made-up folder, go on where they were, and compute their tables rightly."
+import gzip
+import json
+import random
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+folder = Path(__file__).parents[1] / 'benchmarks'
+good,bad = 'great lovely superb moving'.split(), 'dull awful boring wooden'.split()
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "A folder laid out as the real one, of made-up text."
+    rng,path = random.Random(0), tmp_path_factory.mktemp('data')
+    words = [f'w{i}' for i in range(60)]
+    (path / 'wikitext-2').mkdir()
+    (path / 'imdb').mkdir()
+    for part, n in (('train', 150), ('valid', 30)):
+        lines = (' '.join(rng.choices(words + ['<unk>'], k=12)) for _ in range(n))
+        (path / f'wikitext-2/{part}.txt').write_text('\n'.join(lines) + '\n')
+    def review(kind): return ' '.join(rng.choices(words, k=8) + rng.choices(kind, k=4)) + '<br />The end.'
+    labelled = [f'{review(kind)},{label}' for label, kind in (('neg', bad), ('pos', good)) for _ in range(60)]
+    unsup = [review(rng.choice((good, bad))) for _ in range(150)]
+    for name, head, lines in (('train', 'text,label', labelled), ('unsup', 'text', unsup)):
+        with gzip.open(path / f'imdb/{name}.csv.gz', 'wt') as f: f.write('\n'.join([head, *lines]) + '\n')
+    return path
+
+
+@pytest.fixture
+def load(monkeypatch):
+    "Import a benchmark as a module."
+    monkeypatch.syspath_prepend(str(folder))
+    return import_module
+
+
+@pytest.fixture
+def run(load, capsys):
+    "Call a benchmark as the shell does, and return what it prints."
+    def call(script, *args):
+        load(script).main([str(a) for a in args])
+        return capsys.readouterr().out
+    return call
+
+
+def cells(report):
+    return [[c.strip() for c in line.strip('|').split('|')] for line in report.splitlines() if '|' in line]
+
+
+small_lm = ['--tokens', 1500, '--sizes', 8, 10, 2, '--bs', 4, '--bptt', 20]
+
+
+def test_language_models_train_once_and_are_told_again_from_the_file(data, tmp_path, run):
+    files = ['--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
+    args = ['--data', data, '--only', 'awdtext', 'defaults', '--seeds', 0, 1, *small_lm, *files]
+    first = run('quality_lm', *args)
+    lines = (tmp_path / 'r.jsonl').read_text()
+    names = [(r['name'], r['seed']) for r in map(json.loads, lines.splitlines())]
+    assert names == [('awdtext', 0), ('awdtext', 1), ('defaults', 0)]
+    second = run('quality_lm', *args)
+    assert second.strip() in first and 'train_loss' not in second
+    assert (tmp_path / 'r.jsonl').read_text() == lines
+    rows = cells(second)
+    assert [row[:2] for row in rows[2:]] == [
+        ['awdtext, 1 epoch', '2'], ['fastai 2.8.12, 1 epoch', '0'], ['awdtext, `fit(3)`', '1']]
+    run('quality_lm', *args, '--fresh', '--only', 'defaults')
+    assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 4
+
+
+def test_weights_of_a_stopped_command_are_not_trained_again(data, tmp_path, run):
+    args = ['--data', data, '--only', 'awdtext', '--seeds', 0, *small_lm, '--work', tmp_path / 'work']
+    run('quality_lm', *args, '--results', tmp_path / 'r.jsonl')
+    assert not list((tmp_path / 'work').iterdir())                     # what is measured needs no weights
+    weights = tmp_path / 'work/awdtext-0-1500-4-20-1-0.005-8-10-2.pt'
+    weights.touch()                                                    # reading it fails, training would not
+    with pytest.raises(EOFError): run('quality_lm', *args, '--results', tmp_path / 'other.jsonl')
+
+
+small_classifier = ['--lm-minutes', .004, '--draws', 2, '--labels', 40, '--held-out', 30, '--sizes', 6, 8, 2, '--bs', 4,
+                    '--sample', 135, '--steps', 1]
+
+
+def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
+    pytest.importorskip('sklearn')
+    args = ['--data', data, *small_classifier, '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
+    first = run('quality_classifier', *args)
+    results = [json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines()]
+    assert [r['part'] for r in results] == ['language model', 'draw', 'draw']
+    assert all(r['tfidf'] > .9 for r in results[1:])                   # two classes that share no telling word
+    assert [row[0] for row in cells(first)] == ['accuracy on 30 reviews', '---', 'draw 1', 'draw 2', 'mean']
+    second = run('quality_classifier', *args)
+    assert second.strip() == first[first.index('Language model:'):].strip()
+    for file in (tmp_path / 'work').iterdir(): file.unlink()           # another language model, so other draws too
+    third = run('quality_classifier', *args, '--draws', 0)
+    assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 4
+    assert 'Language model:' in third and 'draw 1' not in third
+
+
+@pytest.mark.parametrize('script, file', [('quality_lm', 'wikitext-2/train.txt'),
+                                          ('quality_classifier', 'imdb/train.csv.gz')])
+def test_without_data_one_line_says_what_is_missing(script, file, tmp_path, run):
+    for args in ([], ['--data', tmp_path]):
+        with pytest.raises(SystemExit, match=f'There is no .*{file}') as e: run(script, *args)
+        assert '\n' not in str(e.value)
+
+
+def test_without_fastai_one_line_says_so(data, run, monkeypatch):
+    monkeypatch.delenv('AWDTEXT_FASTAI_PYTHON', raising=False)
+    with pytest.raises(SystemExit, match='fastai is missing: give --fastai-python'): run('quality_lm', '--data', data)
+
+
+def test_means_and_deviations_of_language_models(load):
+    q = load('quality_lm')
+    plan = q.planned(q.parse([]))
+    assert [(r['name'], r['seed']) for r in plan] == [
+        ('awdtext', 0), ('fastai', 0), ('fastai', 1), ('awdtext', 1), ('awdtext', 2), ('fastai', 2), ('defaults', 0)]
+    figures = iter([(100., 50), (200., 70), (210., 70), (110., 52), (120., 54), (220., 70), (80., 150)])
+    results = [{**run, 'perplexity': p, 'cpu_seconds': s, 'own_loss': 0.} for run, (p, s) in zip(plan, figures)]
+    results.append({**plan[0], 'perplexity': 130., 'cpu_seconds': 56, 'own_loss': 0.})         # the latest line counts
+    results.append({**plan[0], 'lr': 1., 'perplexity': 1., 'cpu_seconds': 1, 'own_loss': 0.})  # other settings do not
+    assert cells(q.report(results, plan))[2:] == [
+        ['awdtext, 1 epoch', '3', '130.0', '110.0', '120.0', '120.0 ± 10.0', '54 ± 2', '1.0 ± 0.0'],
+        ['fastai 2.8.12, 1 epoch', '3', '200.0', '210.0', '220.0', '210.0 ± 10.0', '70 ± 0', '1.0 ± 0.0'],
+        ['awdtext, `fit(3)`', '1', '80.0', '-', '-', '80.0', '150', '1.0']]
+
+
+def test_means_of_classifiers(load):
+    q = load('quality_classifier')
+    lm,*draws = plan = q.planned(q.parse([]))
+    results = [{**lm, 'reviews': 10, 'tokens': 2000, 'n_epoch': 1, 'cpu_minutes': 20., 'perplexity': 99.}]
+    for run, ours, tfidf in zip(draws, (.8, .82, .9), (.7, .8, .81)):
+        results.append({**run, 'accuracy': ours, 'tfidf': tfidf, 'cpu_minutes': 2.})
+    assert cells(q.report(results, plan))[2:] == [
+        ['draw 1', '0.800', '0.700', '2.0'], ['draw 2', '0.820', '0.800', '2.0'], ['draw 3', '0.900', '0.810', '2.0'],
+        ['mean', '0.840', '0.770', '2.0']]
+
+
+def test_draws_and_held_out_reviews_are_disjoint(data, load):
+    q = load('quality_classifier')
+    parts = [q.labelled(data, draw, 40, 30) for draw in (0, 1)]
+    assert parts[0][1].equals(parts[1][1]) and not parts[0][0].equals(parts[1][0])
+    for train,unseen in parts:
+        assert len(train) == 40 and len(unseen) == 30 and not set(train.index) & set(unseen.index)
+
+
+def test_fastais_weights_are_checked_before_they_are_judged(load):
+    q = load('quality_lm')
+    recorded = torch.load(Path(__file__).parent / 'fixtures/fastai_models.pt', weights_only=True)['language_model']
+    model = q.get_language_model(20, {'emb_sz': 4, 'n_hid': 6, 'n_layers': 3})
+    model.load_state_dict(q.from_fastai(recorded['weights'], 3))
+    x,logits = recorded['ids'][0], recorded['logits'][0]
+    y = x.roll(1, 1)
+    loss = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()))
+    q.check_loss(model, {'x': x, 'y': y, 'loss': loss})
+    with pytest.raises(SystemExit, match='not the same model'):
+        q.check_loss(model, {'x': x, 'y': y, 'loss': loss + .001})
+
+
+def test_speed_is_tokens_over_seconds_of_cpu(load, monkeypatch):
+    q = load('quality_classifier')
+    clock = iter([10., 14.])
+    monkeypatch.setattr(q, 'process_time', lambda: next(clock))
+    speed,learn = q.Speed(warm=2, steps=3), SimpleNamespace(x=torch.zeros(4, 5), iter=0)
+    with pytest.raises(q.CancelFitException):
+        for learn.iter in range(9):
+            speed.before_batch(learn)
+            speed.after_batch(learn)
+    assert learn.iter == 4 and speed.value == 3 * 20 / 4
