@@ -199,7 +199,7 @@ def markov_text(n, seed, n_words=200):
 
 
 def markov_learner(opt_func, lr):
-    train,valid = [markov_text(9000, 1)],[markov_text(1000, 2)]
+    train,valid = [markov_text(12000, 1)],[markov_text(1500, 2)]
     dls = TextDataLoaders.from_tokens(train, valid, bs=16, seq_len=20, seed=0)
     torch.manual_seed(0)
     learn = language_model_learner(dls, config=dict(emb_sz=24, n_hid=48, n_layers=2), opt_func=opt_func, lr=lr, wd=0.)
