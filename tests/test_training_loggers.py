@@ -1,0 +1,205 @@
+"The record as others read it: pandas, TensorBoard's own reader, a notebook that is looked at through its messages."
+import builtins
+import math
+
+import pandas as pd
+import pytest
+from training_helpers import Do, lm_learner, plain_learner, two_classes
+
+from awdtext.training import loggers
+from awdtext.training.loggers import CSVLogger, ShowGraph, TensorBoard
+from awdtext.training.metrics import accuracy
+from awdtext.training.monitors import EarlyStopping, SaveModel
+
+
+def as_read(path):
+    rows = pd.read_csv(path, dtype=str).to_dict('records')        # python's own float() reads each digit back
+    return [{name: int(v) if name == 'epoch' else float(v) for name, v in row.items()} for row in rows]
+
+
+def scalars(folder):
+    "Name -> {step: value}."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()['scalars']}
+
+
+# The CSV file
+
+def test_the_file_is_the_record_after_every_epoch(tmp_path):
+    learn,lengths = plain_learner(two_classes(), metrics=accuracy, path=tmp_path),[]
+
+    def look(learn):
+        assert as_read(tmp_path / 'history.csv') == learn.record
+        lengths.append(len(learn.record))
+    learn.fit(3, cbs=[CSVLogger(), Do('after_epoch', look, order=99)])
+    assert lengths == [1, 2, 3]
+    header = (tmp_path / 'history.csv').read_text().splitlines()[0]
+    assert header == 'epoch,train_loss,valid_loss,accuracy,items/s,time'
+    assert [p.name for p in tmp_path.iterdir()] == ['history.csv']
+
+
+def test_the_epoch_that_stops_training_is_in_the_file_too(tmp_path):
+    learn = plain_learner(two_classes(), path=tmp_path)
+    learn.fit(5, cbs=[EarlyStopping(min_delta=9.), CSVLogger('deep/er/log.csv'), SaveModel()])
+    assert as_read(tmp_path / 'deep' / 'er' / 'log.csv') == learn.record and len(learn.record) == 2
+
+
+def test_a_new_run_replaces_the_file_and_append_keeps_it(tmp_path):
+    def run(**kwargs):
+        learn = plain_learner(two_classes(), path=tmp_path)
+        learn.fit(2, cbs=CSVLogger(**kwargs))
+        return learn.record
+    run()
+    first = run()
+    assert as_read(tmp_path / 'history.csv') == first
+    second = run(append=True)
+    assert as_read(tmp_path / 'history.csv') == first + second
+    third = run(append=True)
+    assert as_read(tmp_path / 'history.csv') == first + second + third
+
+
+def test_two_fits_of_one_learner(tmp_path):
+    for append in (False, True):
+        learn = plain_learner(two_classes(), path=tmp_path, cbs=CSVLogger('a.csv' if append else 'b.csv', append))
+        learn.fit(2)
+        learn.fit(1)
+        assert as_read(learn.path / ('a.csv' if append else 'b.csv')) == learn.record and len(learn.record) == 3
+
+
+def test_figures_that_only_some_epochs_have(tmp_path):
+    learn = plain_learner(two_classes(), path=tmp_path, cbs=CSVLogger())
+    valid,learn.dls.valid = learn.dls.valid,None
+    learn.fit(1)
+    learn.dls.valid = valid
+    learn.fit(1)
+    rows = as_read(tmp_path / 'history.csv')
+    assert math.isnan(rows[0]['valid_loss']) and rows[1]['valid_loss'] == learn.record[1]['valid_loss']
+
+
+@pytest.mark.parametrize('append', [False, True])
+def test_a_killed_run_repeats_and_loses_nothing(append, tmp_path):
+    (tmp_path / 'history.csv').write_text('epoch,train_loss\n7,1.5\n')
+    dls = two_classes()
+    def run(kill):
+        def stop(learn):
+            if kill and learn.epoch == 2 and learn.training and learn.iter == 3: raise KeyboardInterrupt
+        learn = plain_learner(dls, path=tmp_path)
+        cbs = [CSVLogger(append=append), Do('before_batch', stop)]
+        learn.fit(4, cbs=cbs, checkpoint=tmp_path / 'run', every='1steps')
+        return learn
+    run(True)
+    assert len(as_read(tmp_path / 'history.csv')) == 2 + append
+    learn = run(False)
+    rows = as_read(tmp_path / 'history.csv')
+    assert rows[append:] == learn.record and [row['epoch'] for row in rows] == [7] * append + [0, 1, 2, 3]
+
+
+def test_an_error_leaves_the_whole_epochs_in_the_file(tmp_path):
+    def fail(learn):
+        if learn.epoch == 1: raise ZeroDivisionError
+    learn = plain_learner(two_classes(), path=tmp_path)
+    with pytest.raises(ZeroDivisionError): learn.fit(3, cbs=[CSVLogger(), Do('before_batch', fail)])
+    assert as_read(tmp_path / 'history.csv') == learn.record
+
+
+# TensorBoard
+
+@pytest.mark.parametrize('every', [1, 3, 1000])
+def test_tensorboard_reads_losses_rates_and_figures(every, tmp_path):
+    learn = plain_learner(two_classes(), metrics=accuracy, path=tmp_path)
+    learn.fit_one_cycle(2, .1, cbs=TensorBoard(tmp_path / 'tb', every=every))
+    seen = scalars(tmp_path / 'tb')
+    assert list(seen['step/loss']) == list(range(1, 17))
+    assert list(seen['step/loss'].values()) == pytest.approx(learn.recorder.losses)
+    assert list(seen['step/lr'].values()) == pytest.approx(learn.recorder.lrs)
+    for name in ('train_loss', 'valid_loss', 'accuracy'):
+        assert seen[name] == pytest.approx({8: learn.record[0][name], 16: learn.record[1][name]})
+    assert 'items_per_s' in seen and 'epoch' not in seen
+
+
+def test_tensorboard_is_written_while_training_and_closed_after_errors(tmp_path):
+    def fail(learn):
+        if learn.epoch == 1 and learn.iter == 3:
+            assert len(scalars(tmp_path / 'tb')['train_loss']) == 1, "flushed at the end of the epoch"
+            raise ZeroDivisionError
+    learn,cb = plain_learner(two_classes()),TensorBoard(tmp_path / 'tb')
+    with pytest.raises(ZeroDivisionError): learn.fit(2, cbs=[cb, Do('before_batch', fail)])
+    assert cb.writer is None and len(scalars(tmp_path / 'tb')['step/loss']) == 11
+
+
+def test_tensorboard_chooses_a_folder(tmp_path):
+    learn = plain_learner(two_classes(), path=tmp_path)
+    learn.fit(1, cbs=TensorBoard())
+    folder, = (tmp_path / 'runs').iterdir()
+    assert scalars(folder)['train_loss']
+
+
+def test_tensorboard_goes_on_after_a_kill(tmp_path):
+    "In the same folder; what was written after the checkpoint is replaced."
+    dls = two_classes()
+    def run(kill):
+        def die(learn):
+            if kill and learn.epoch == 2 and learn.training and learn.iter == 3: raise ZeroDivisionError
+        learn,cb = plain_learner(dls, path=tmp_path),TensorBoard()
+        try: learn.fit(4, cbs=[cb, Do('before_batch', die)], checkpoint=tmp_path / 'run', every='5steps')
+        except ZeroDivisionError: pass
+        return learn,cb
+    _,first = run(True)
+    learn,second = run(False)
+    assert first.folder == second.folder
+    seen = scalars(first.folder)
+    assert list(seen['step/loss']) == list(range(1, 33))
+    assert list(seen['step/loss'].values()) == pytest.approx(learn.recorder.losses)
+    assert list(seen['train_loss']) == [8, 16, 24, 32]
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    real = builtins.__import__
+    def missing(name, *args, **kwargs):
+        if name.startswith('torch.utils.tensorboard'): raise ModuleNotFoundError("No module named 'tensorboard'")
+        return real(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, '__import__', missing)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'awdtext\[tensorboard\]'"):
+        plain_learner(two_classes(), path=tmp_path).fit(1, cbs=TensorBoard())
+
+
+def test_every_must_be_positive():
+    with pytest.raises(ValueError, match='every=0'): TensorBoard(every=0)
+
+
+# The graph
+
+def test_the_graph_is_one_display_that_is_updated(monkeypatch):
+    import IPython.display
+    calls = []
+    class Handle:
+        def update(self, figure): calls.append(('update', figure))
+    def display(figure, display_id):
+        calls.append(('display', figure))
+        return Handle()
+    monkeypatch.setattr(IPython.display, 'display', display)
+    monkeypatch.setattr(loggers, 'display_mode', lambda: 'notebook')
+    learn = plain_learner(two_classes(), cbs=ShowGraph())
+    learn.fit(3)
+    assert [name for name, _ in calls] == ['display', 'update', 'update']
+    lines = {line.get_label(): line for line in calls[-1][1].axes[0].lines}
+    assert list(lines['valid'].get_ydata()) == [row['valid_loss'] for row in learn.record]
+    learn.fit(1)
+    assert calls[-1][0] == 'display', "the next fit has its own"
+
+
+def test_no_graph_outside_of_notebooks(capsys):
+    learn,cb = plain_learner(two_classes()),ShowGraph()
+    learn.fit(2, cbs=cb)
+    assert cb._shown is None and not capsys.readouterr().out
+
+
+def test_they_stay_out_of_the_range_test(tmp_path):
+    learn = lm_learner(path=tmp_path, cbs=[CSVLogger(), TensorBoard(), ShowGraph()])
+    learn.lr_find(num_it=60, show_plot=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fastais_names():
+    assert loggers.TensorBoardCallback is TensorBoard and loggers.ShowGraphCallback is ShowGraph
