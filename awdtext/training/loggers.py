@@ -62,7 +62,7 @@ def _write_rows(path, rows):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/training/30_loggers.ipynb #cc43004b
+# %% ../../nbs/training/30_loggers.ipynb #619ad721
 class TensorBoard(Callback):
     "Writes loss and rate of each step, and the record of each epoch, for TensorBoard."
     order = EarlyStopping.order - 10  # which may end training
@@ -126,7 +126,7 @@ class TensorBoard(Callback):
             writer.add_scalar('step/loss', loss, step)
             writer.add_scalar('step/lr', lr, step)
 
-
+# %% ../../nbs/training/30_loggers.ipynb #d400efaf
 def _summary_writer():
     try: from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as e:
