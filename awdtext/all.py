@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['pd']
 
-# %% ../nbs/59_all.ipynb #74628265
+# %% ../nbs/59_all.ipynb #025038d9
 from pathlib import Path
 
 from .core import LazyModule, default_device, seed_all
 from .data.corpus import Corpus, make_corpus
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
-from .data.dataloaders import RandomSplitter, TextDataLoaders
+from .data.data_block import (CategoryBlock, ColReader, DataBlock, GrandparentSplitter, IndexSplitter,
+    MultiCategoryBlock, RegressionBlock, TextBlock)
+from .data.dataloaders import ColSplitter, RandomSplitter, TextDataLoaders, get_text_files, parent_label
 from .data.datasets import URLs, docstrings, untar_data
 from .data.stream import LMDataLoader, RandomBPTT, unigram_perplexity
 from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
@@ -26,14 +28,22 @@ from .models.dropout import EmbeddingDropout, RNNDropout, VariationalDropout, We
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
-from .training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from .training.accumulate import GradientAccumulation
+from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+    CancelStepException)
 from .training.learner import Learner
+from .training.loggers import CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback
 from .training.losses import activation_reg, temporal_activation_reg
-from .training.metrics import AvgMetric, BitsPerChar, Metric, Perplexity, accuracy, accuracy_multi
+from .training.metrics import (AvgMetric, BalancedAccuracy, BitsPerChar, F1Score, F1ScoreMulti, FBeta,
+    MatthewsCorrCoef, Metric, Perplexity, Precision, PrecisionMulti, R2Score, Recall, RecallMulti, RocAuc, RocAucBinary,
+    RocAucMulti, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)
+from awdtext.training.monitors import (EarlyStopping, EarlyStoppingCallback, ReduceLROnPlateau, SaveModel,
+    SaveModelCallback)
 from .training.optim import SGD, Adam
 from .training.progress import ProgressCallback
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
-from .training.schedule import ParamScheduler, one_cycle, slanted_triangular
+from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minimum, one_cycle, slanted_triangular, slide,
+    steep, valley)
 from .training.tracking import Recorder, TerminateOnNaN
 
 pd = LazyModule('pandas')

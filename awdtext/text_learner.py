@@ -6,7 +6,7 @@
 __all__ = ['map_embedding', 'TextLearner', 'advise_preset', 'LMLearner', 'language_model_learner', 'text_classifier_learner',
            'load_learner']
 
-# %% ../nbs/50_text_learner.ipynb #4d1264af
+# %% ../nbs/50_text_learner.ipynb #a3dd9981
 import json, warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
-from .data.dataloaders import TextDataLoaders
+from .data.dataloaders import TextDataLoaders, label_text, show_rows
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
 from .data.vocab import Vocab, match_vocab
 from .lm.evaluate import LMScore, evaluate_lm
@@ -30,6 +30,7 @@ from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi
 from .training.optim import Adam, one_group
+from .training.resume import plain
 from .training.rnn import NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
 from .training.tracking import TimeLeft, format_hours
 
@@ -79,7 +80,7 @@ def _load_encoder_bundle(learn, bundle, source):
     load_weights(learn.encoder, weights, source)
     say(f"Encoder {source}: {n:,} of {len(vocab):,} words matched, {len(vocab) - n:,} are new.")
 
-# %% ../nbs/50_text_learner.ipynb #82915d00
+# %% ../nbs/50_text_learner.ipynb #13580a8d
 class TextLearner(Learner):
     "Learner of a text classifier; the language model's `LMLearner` inherits its files."
     unit,kind = 'docs','classifier'
@@ -111,6 +112,13 @@ class TextLearner(Learner):
         return self.model.encoder
 
     def _advice(self, seconds): return advise_preset(seconds, self.config, 0)
+
+    def settings(self,
+        **how, # How it is trained, in plain values
+    )->dict:   # Trees of plain values
+        "What must be the same for a run to be continued: also how texts are read."
+        reading = {'seq_len': self.dls.seq_len, 'backwards': self.dls.backwards, 'options': self.options}
+        return {**super().settings(**how), 'text': plain(reading)}
 
     def save_encoder(self,
         file:str, # Name within `path/model_dir`, or a path
@@ -148,13 +156,36 @@ class TextLearner(Learner):
         text:str|list[str], # One document
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
-        labeler = self.dls.labeler
         if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        probs = self.get_preds(dl=self.dls.test_dl([text]))[0][0]
+        return self._decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0])
+
+    def _decode(self, probs):
+        labeler = self.dls.labeler
         if isinstance(labeler, RegressionSetup):
             return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
         idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
         return labeler.decode(idx), idx, probs
+
+    def show_results(self,
+        ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
+        dl=None,            # Or any loader
+        max_n:int=9,        # Rows at most
+        trunc_at:int=150,   # Words of a cell at most
+    ):
+        "Show some rows of a batch beside what the model says: a table in a notebook, text elsewhere."
+        dl = self._dl(ds_idx, dl)
+        epoch,batch = dl.epoch,next(iter(dl))
+        dl.epoch = epoch                                              # this was no pass
+        with self._aside(), torch.no_grad():
+            self.model.eval()
+            self.state,(self.x,self.y) = None,to_device(batch, self.device)
+            with self.precision.context(): self.forward()
+            rows = [{**row, 'predicted': text} for row, text in zip(self.dls.rows(batch), self._said(max_n))]
+        show_rows(rows, max_n, trunc_at)
+
+    def _said(self, n):
+        "What the model says of the first `n` rows of the batch at hand, as text."
+        return [label_text(self._decode(probs)[0]) for probs in self.loss_func.activation(self.preds[:n]).cpu()]
 
 
 def _find_bundle(file, folder):
@@ -163,7 +194,7 @@ def _find_bundle(file, folder):
         if p.is_file(): return p
     raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
 
-# %% ../nbs/50_text_learner.ipynb #c66acf86
+# %% ../nbs/50_text_learner.ipynb #efa2cdaf
 def advise_preset(
     seconds:float,         # Time the run will take
     config:AWDLSTMConfig,  # The model at hand
@@ -174,11 +205,11 @@ def advise_preset(
     per_mac = seconds / config.macs_per_token(vocab_sz)
     costs = {name: per_mac * c.macs_per_token(vocab_sz) for name, c in presets.items()}
     smaller = {name: s for name, s in costs.items() if s < .9 * seconds}
-    if not smaller: return "It is the smallest preset already: use less text or a smaller vocabulary (max_vocab)."
+    if not smaller: return "No preset is smaller: use less text or a smaller vocabulary (max_vocab)."
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
     return f"With config={name!r} it would take about {format_hours(smaller[name])}."
 
-# %% ../nbs/50_text_learner.ipynb #926bec98
+# %% ../nbs/50_text_learner.ipynb #2d96f70f
 class LMLearner(TextLearner):
     "Learner of a language model."
     unit,kind = 'tokens','language_model'
@@ -204,6 +235,10 @@ class LMLearner(TextLearner):
 
     def _advice(self, seconds): return advise_preset(seconds, self.config, len(self.dls.vocab))
 
+    def _said(self, n):
+        ids = self.model.logits(self.out.dropped[:n]).argmax(-1).cpu()                       # (n, seq_len)
+        return [' '.join(self.dls.vocab.decode(row[y >= 0])) for row, y in zip(ids, self.y[:n].cpu())]
+
     @torch.no_grad()
     def get_preds(self,
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
@@ -223,7 +258,7 @@ class LMLearner(TextLearner):
 
     def _log_probs(self, batch):
         self.x,self.y = to_device(batch, self.device)
-        self.forward()
+        with self.precision.context(): self.forward()
         return self.model.logits(self.out.dropped).log_softmax(-1).cpu(), self.y.cpu()
 
     def evaluate(self,
@@ -264,7 +299,7 @@ def _prompt(text, dls):
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
     return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 
-# %% ../nbs/50_text_learner.ipynb #a9f8b4cc
+# %% ../nbs/50_text_learner.ipynb #ef1d38ef
 def language_model_learner(
     dls:TextDataLoaders,            # Made with `is_lm=True`
     arch=AWD_LSTM,                  # The encoder's class
@@ -283,6 +318,7 @@ def language_model_learner(
     path:str|Path|None=None,        # Folder of models and exports; that of `dls` if None
     model_dir:str='models',         # Folder within `path`
     cbs=None,                       # More callbacks
+    precision:str|None=None,        # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
 )->LMLearner:
     "A language model with everything of the AWD-LSTM in place."
     _check_data(dls, backwards, is_lm=True)
@@ -294,6 +330,7 @@ def language_model_learner(
     learn = LMLearner(dls, model, config, {}, None, opt_func or Adam, 5e-3 if lr is None else lr, lm_split, metrics,
                       path, model_dir, wd, alpha, beta)
     for cb in (GradientClip(.25), ScaleLRBySeqLen(dls.seq_len), NTASGD(), *listed(cbs)): learn.add_cb(cb)
+    if precision: learn.compute_in(precision)
     if bundle: _load_encoder_bundle(learn, bundle, str(source))
     return learn
 
@@ -324,7 +361,7 @@ def _check_memory(n_tokens, vocab_sz):
         raise MemoryError(f"{n_tokens:,} distributions over {vocab_sz:,} words are {size / 1e9:.0f} GB. "
                           "For perplexity use evaluate(); else give a dl with less text.")
 
-# %% ../nbs/50_text_learner.ipynb #2007585a
+# %% ../nbs/50_text_learner.ipynb #254dd9d8
 def text_classifier_learner(
     dls:TextDataLoaders,            # Made with labels
     arch=AWD_LSTM,                  # The encoder's class
@@ -349,6 +386,7 @@ def text_classifier_learner(
     path:str|Path|None=None,        # Folder of models and exports; that of `dls` if None
     model_dir:str='models',         # Folder within `path`
     cbs=None,                       # More callbacks
+    precision:str|None=None,        # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
 )->TextLearner:
     "A classifier on an AWD-LSTM encoder (ULMFiT, Howard and Ruder 2018)."
     _check_data(dls, backwards, is_lm=False)
@@ -363,6 +401,7 @@ def text_classifier_learner(
     learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, 1e-3 if lr is None else lr,
                         clas_split, metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
     for cb in listed(cbs): learn.add_cb(cb)
+    if precision: learn.compute_in(precision)
     if not bundle: return learn
     _load_encoder_bundle(learn, bundle, str(source))
     return learn.freeze()

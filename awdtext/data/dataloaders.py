@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RandomSplitter', 'split_items', 'Part', 'check_text', 'find_column', 'as_list', 'frame_texts', 'split_labels',
            'ColSplitter', 'read_text', 'get_text_files', 'parent_label', 'Recipe', 'make_tokenizer', 'LabelBlock',
-           'as_label_block', 'encode_texts', 'TextDataLoaders']
+           'as_label_block', 'encode_texts', 'label_text', 'show_rows', 'TextDataLoaders']
 
 # %% ../../nbs/data/07_dataloaders.ipynb #88fd436b
 import os
@@ -666,7 +666,30 @@ def encode_texts(
     corpus = make_corpus(tokens, vocab)[0]
     return corpus.reversed() if backwards else corpus
 
-# %% ../../nbs/data/07_dataloaders.ipynb #61f6d862
+# %% ../../nbs/data/07_dataloaders.ipynb #31d3b654
+def label_text(
+    label, # A category, a list of them, or a number or numbers, as a labeler decodes them
+)->str:
+    "A label in a table."
+    if isinstance(label, float): return f'{label:.4g}'
+    return '; '.join(map(label_text, label)) if isinstance(label, list) else str(label)
+
+
+def show_rows(
+    rows:list[dict],    # Column -> text
+    max_n:int=9,        # Rows at most
+    trunc_at:int=150,   # Words of a cell at most
+)->None:
+    "Show `rows`: a table in a notebook, text elsewhere."
+    rows = [{name: ' '.join(text.split(' ')[:trunc_at]) for name, text in row.items()} for row in rows[:max_n]]
+    if display_mode() != 'notebook':
+        return say('\n\n'.join('\n'.join(f'{name}: {text}' for name,text in row.items()) for row in rows))
+    from IPython.display import HTML, display
+    cells = lambda tag, items: ''.join(f'<{tag} style="text-align:left">{escape(item)}</{tag}>' for item in items)
+    body = ''.join(f'<tr>{cells("td", row.values())}</tr>' for row in rows)
+    display(HTML(f'<table><tr>{cells("th", rows[0])}</tr>{body}</table>'))
+
+
 def _lm_rows(batch, vocab):
     text = lambda ids: ' '.join(vocab.decode(ids[ids != -100]))
     return [{'text': text(x), 'text_': text(y)} for x,y in zip(*(t.cpu() for t in batch))]
@@ -676,23 +699,10 @@ def _classifier_rows(batch, vocab, labeler):
     (ids,lengths),targets = batch
     texts = [' '.join(vocab.decode(row[:n].cpu())) for row,n in zip(ids, lengths.tolist())]
     if targets is None: return [{'text': text} for text in texts]
-    labels = [labeler.decode(target.cpu()) for target in targets]
-    names = ['; '.join(map(str, label)) if isinstance(label, list) else str(label) for label in labels]
-    return [{'text': text, 'category': name} for text,name in zip(texts, names)]
+    labels = [label_text(labeler.decode(target.cpu())) for target in targets]
+    return [{'text': text, 'category': label} for text,label in zip(texts, labels)]
 
-
-def _shorten(text, n): return ' '.join(text.split(' ')[:n])
-
-
-def _show(rows):
-    if display_mode() != 'notebook':
-        return say('\n\n'.join('\n'.join(f'{name}: {text}' for name,text in row.items()) for row in rows))
-    from IPython.display import HTML, display
-    cells = lambda tag, items: ''.join(f'<{tag} style="text-align:left">{escape(item)}</{tag}>' for item in items)
-    body = ''.join(f'<tr>{cells("td", row.values())}</tr>' for row in rows)
-    display(HTML(f'<table><tr>{cells("th", rows[0])}</tr>{body}</table>'))
-
-# %% ../../nbs/data/07_dataloaders.ipynb #4a008b6c
+# %% ../../nbs/data/07_dataloaders.ipynb #b9299350
 class TextDataLoaders:
     "A training and a validation loader with one vocabulary."
     def __init__(self,
@@ -744,9 +754,13 @@ class TextDataLoaders:
         trunc_at:int=150,   # Words of a row at most
     ):
         "Show some rows of a batch: a table in a notebook, text elsewhere."
-        batch = self.one_batch()
-        rows = _lm_rows(batch, self.vocab) if self.is_lm else _classifier_rows(batch, self.vocab, self.labeler)
-        _show([{name: _shorten(text, trunc_at) for name,text in row.items()} for row in rows[:max_n]])
+        show_rows(self.rows(self.one_batch()), max_n, trunc_at)
+
+    def rows(self,
+        batch:tuple, # From one of the loaders
+    )->list[dict]:   # Column -> text
+        "A batch as a reader sees it: text and the text that follows, or text and label."
+        return _lm_rows(batch, self.vocab) if self.is_lm else _classifier_rows(batch, self.vocab, self.labeler)
 
     @property
     def unk_rate(self)->float:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learner', 'listed']
 
-# %% ../../nbs/training/39_learner.ipynb #09b941fd
+# %% ../../nbs/training/39_learner.ipynb #62201eec
 import math, signal, threading
 from collections import namedtuple
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .checkpoint import check_weights, load_opt_state, opt_state, read_bundle, w
 from .losses import Loss, cross_entropy_loss
 from .metrics import RunningMean, as_metrics
 from .optim import Adam, make_opt, one_group, resume_average, same_params, take_hypers
-from .precision import Precision, choose_precision
+from .precision import MixedPrecision, choose_precision
 from .progress import ProgressCallback
 from .report import StepTimer, summarize
 from .resume import RunFolder, describe, plain
@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #606a171a
+# %% ../../nbs/training/39_learner.ipynb #ef6a95f8
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -63,7 +63,7 @@ class Learner:
         self.path = Path(path or getattr(dls, 'path', '.'))
         self.device = torch.device(getattr(dls, 'device', None) or default_device())
         self.model.to(self.device)
-        self.precision = Precision(device=self.device)
+        self.precision = MixedPrecision(device=self.device)
         self.recorder,self.record,self.opt,self.average = Recorder(),[],None,None
         self.cbs = [self.recorder, ProgressCallback(), TerminateOnNaN(every=1 if self.device.type == 'cpu' else 50)]
         for cb in listed(cbs): self.add_cb(cb)
@@ -232,7 +232,7 @@ class Learner:
         groups = [{k: plain(v) for k, v in g.items() if k != 'params'} for g in self.opt.param_groups]
         shapes = {name: str(tuple(p.shape)) for name, p in self.model.state_dict().items()}
         return {'fit': plain(how), 'data': {name: _describe_data(dl) for name, dl in self._loaders().items()},
-                'model': {'type': type(self.model).__name__, **shapes,
+                'model': {'modules': [line.strip() for line in str(self.model).splitlines()], **shapes,
                           'learns': [all(p.requires_grad for p in g['params']) for g in self.opt.param_groups]},
                 'optimiser': {'type': type(self.opt).__name__, 'groups': groups}, 'callbacks': deciding,
                 'metrics': [m.name for m in self.metrics], 'precision': self.precision.name, 'device': self.device.type,
@@ -404,7 +404,7 @@ class Learner:
         self._rehearse(finder, num_it, 'rates')
         found = {func.__name__: func(*finder.curve) for func in listed(suggest_funcs)}
         if show_plot: plot_lr_find(finder.lrs, finder.losses, found)
-        return namedtuple('SuggestedLRs', found)(**found)
+        return namedtuple('SuggestedLRs', found, rename=True)(*found.values())
 
     def profile(self,
         n_batches:int=10, # Training batches to time, after two that are not counted
@@ -452,17 +452,20 @@ class Learner:
 
     def to_fp16(self): # The learner
         "Compute in float16 where the device has it (a GPU), with a scaled loss."
-        return self._compute_in('fp16')
+        return self.compute_in('fp16')
 
     def to_bf16(self): # The learner
         "Compute in bfloat16 where the device has it."
-        return self._compute_in('bf16')
+        return self.compute_in('bf16')
 
     def to_fp32(self): # The learner
         "Compute in float32."
-        return self._compute_in('fp32')
+        return self.compute_in('fp32')
 
-    def _compute_in(self, name):
+    def compute_in(self,
+        name:str, # `'fp32'`, `'fp16'` or `'bf16'`
+    ):            # The learner
+        "Compute in this precision, or in float32, with a line that says so, where the device lacks the hardware."
         self.precision = choose_precision(name, self.device)
         return self
 
@@ -553,7 +556,8 @@ class Learner:
                 self.x,self.y = to_device(batch, self.device)
                 with self.precision.context(): self.forward()
                 loss = self.loss_func(self.preds, self.y, reduction='none') if with_loss else None
-                row = self.loss_func.activation(self.preds), self.y, loss
+                preds = self.preds if self.preds.dtype == torch.float64 else self.preds.float()
+                row = self.loss_func.activation(preds), self.y, loss
                 rows.append([None if o is None else o.cpu() for o in row])
         order = getattr(dl, 'order', None)
         inverse = slice(None) if order is None else torch.argsort(order)
