@@ -114,6 +114,12 @@ def test_a_killed_run_keeps_what_waits(tmp_path):
     assert_same(run('killed', False).model.state_dict(), run('whole', False).model.state_dict())
 
 
+def test_whoever_looks_after_the_backward_pass_sees_the_mean_alone():
+    seen = []
+    trained(8, cbs=[Do('after_backward', lambda learn: seen.append(learn.iter)), GradientAccumulation(24)], n_epoch=1)
+    assert seen == [2, 5, 7]
+
+
 def test_validation_is_left_alone():
     learn = plain_learner(data(8))
     cb = GradientAccumulation(24)

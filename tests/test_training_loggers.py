@@ -21,7 +21,9 @@ def scalars(folder):
     "Name -> {step: value}."
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(folder)).Reload()
-    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()['scalars']}
+    seen = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()['scalars']}
+    for name, values in seen.items(): assert len(dict(values)) == len(values), f"{name}: a step was written twice"
+    return {name: dict(values) for name, values in seen.items()}
 
 
 # The CSV file

@@ -130,14 +130,14 @@ def test_state_goes_through_a_file(cls, tmp_path):
 
 
 def test_a_killed_run_keeps_its_patience(tmp_path):
-    "Stopped by hand in epoch 3, after one epoch without improvement, and continued: it stops where the whole run does."
+    "Stopped by hand in epoch 4, after one epoch without improvement, and continued: it stops where the whole run does."
     dls = two_classes()
     def run(folder, kill):
         learn = plain_learner(dls, path=tmp_path)
         def stop(learn):
-            if kill and learn.epoch == 3 and learn.training and learn.iter == 2: raise KeyboardInterrupt
-        cbs = [figures([3., 2., 1., 4., 4., 4.]), EarlyStopping(patience=2), Do('before_batch', stop)]
-        learn.fit(6, cbs=cbs, checkpoint=tmp_path / folder, every='1steps')
+            if kill and learn.epoch == 4 and learn.training and learn.iter == 2: raise KeyboardInterrupt
+        cbs = [figures([3., 2., 1., 4., 4., 4., 4.]), EarlyStopping(patience=2), Do('before_batch', stop)]
+        learn.fit(7, cbs=cbs, checkpoint=tmp_path / folder, every='1steps')
         return learn
     whole = run('whole', False)
     assert len(whole.record) == 5

@@ -9,10 +9,10 @@ __all__ = ['GradientAccumulation']
 from .callback import Callback, CancelStepException
 from .rnn import GradientClip
 
-# %% ../../nbs/training/31_accumulate.ipynb #65e816fe
+# %% ../../nbs/training/31_accumulate.ipynb #db8e6e28
 class GradientAccumulation(Callback):
     "Changes the weights only when `n_acc` rows were seen, by the mean gradient; the last batch of a pass always does."
-    order = GradientClip.order - 10  # clipping acts on the mean
+    order = GradientClip.order - 10  # whoever inspects or clips gradients gets the mean
 
     def __init__(self,
         n_acc:int=32, # Rows before a step
