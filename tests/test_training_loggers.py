@@ -137,9 +137,10 @@ def test_tensorboard_chooses_a_folder(tmp_path):
     assert scalars(folder)['train_loss']
 
 
-def test_tensorboard_goes_on_after_a_kill(tmp_path):
-    "In the same folder; what was written after the checkpoint is replaced."
-    dls = two_classes()
+def test_tensorboard_goes_on_after_a_kill(tmp_path, monkeypatch):
+    "In the same folder, at another time; what was written after the checkpoint is replaced."
+    dls,times = two_classes(),iter(['runs/first', 'runs/second'])
+    monkeypatch.setattr(loggers.time, 'strftime', lambda form: next(times))
     def run(kill):
         def die(learn):
             if kill and learn.epoch == 2 and learn.training and learn.iter == 3: raise ZeroDivisionError
