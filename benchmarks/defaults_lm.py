@@ -1,13 +1,12 @@
 """What `fit(n)` does when no rate is given: optimisers and schedules on the first 400,000 tokens of WikiText-2.
 
-The `small` preset with every other setting at its default, three seeds; perplexity of the validation part after 1, 3 and 10
-passes. Each finished run is a line of the results file, so the command can be stopped, and goes on where it was.
+The `small` preset with every other setting at its default, three seeds; perplexity of the validation part after 1, 3
+and 10 passes. Each finished run is a line of the results file: the command can be stopped, and goes on where it was.
 
     python benchmarks/defaults_lm.py --data DIR              # DIR holds wikitext-2/{train,valid,test}.txt
     python benchmarks/defaults_lm.py --data DIR --only '1cycle' --epochs 1 3 --seeds 0
 """
 import argparse
-import json
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -88,8 +87,8 @@ def main():
     for n_epoch, seed, name in product(args.epochs, args.seeds, names) if args.data else ():
         if done(read_results(results_file), name, n_epoch, seed): continue
         print(f'\n{name}, {n_epoch} epochs, seed {seed}', flush=True)
-        write_result(results_file, {'name': name, 'n_epoch': n_epoch, 'seed': seed, **run(args.data, name, n_epoch, seed),
-                                    'machine': machine()})
+        result = run(args.data, name, n_epoch, seed)
+        write_result(results_file, {'name': name, 'n_epoch': n_epoch, 'seed': seed, **result, 'machine': machine()})
     results,epochs,seeds = read_results(results_file), [1, 3, 10], [0, 1, 2]
     print('\n' + table(['validation perplexity after', *(f'{n} epochs' for n in epochs)],
                        [[name, *(cell(results, name, n, seeds) for n in epochs)] for name in candidates]))
