@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd']
 
-# %% ../nbs/59_all.ipynb #025038d9
+# %% ../nbs/59_all.ipynb #923b24ac
 from pathlib import Path
 
 from .core import LazyModule, default_device, seed_all
@@ -42,8 +42,8 @@ from awdtext.training.monitors import (EarlyStopping, EarlyStoppingCallback, Red
 from .training.optim import SGD, Adam
 from .training.progress import ProgressCallback
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
-from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minimum, one_cycle, slanted_triangular, slide,
-    steep, valley)
+from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minimum, one_cycle, slanted_triangular,
+    slide, steep, valley)
 from .training.tracking import Recorder, TerminateOnNaN
 
 pd = LazyModule('pandas')

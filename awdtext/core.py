@@ -23,12 +23,13 @@ def seed_all(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #de3ded91
+# %% ../nbs/00_core.ipynb #c66d8ccb
 def random_states()->dict: # For `set_random_states`
     "The states of python's, numpy's and torch's random generators, on every device."
     version,numbers,gauss = random.getstate()
     name,keys,*rest = np.random.get_state()
-    return {'python': [version, torch.tensor(numbers), gauss], 'numpy': [name, torch.tensor(keys.astype(np.int64)), *rest],
+    return {'python': [version, torch.tensor(numbers), gauss],
+            'numpy': [name, torch.tensor(keys.astype(np.int64)), *rest],
             'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 

@@ -80,7 +80,33 @@ def _load_encoder_bundle(learn, bundle, source):
     load_weights(learn.encoder, weights, source)
     say(f"Encoder {source}: {n:,} of {len(vocab):,} words matched, {len(vocab) - n:,} are new.")
 
-# %% ../nbs/50_text_learner.ipynb #13580a8d
+# %% ../nbs/50_text_learner.ipynb #7662c3eb
+def _find_bundle(file, folder):
+    places = [bundle_path(Path(folder) / file), bundle_path(file)]
+    for p in places:
+        if p.is_file(): return p
+    raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
+
+
+def _decode(probs, labeler):
+    "Label, its index, and the probabilities of one document; of a regression the number, and twice its tensor."
+    if isinstance(labeler, RegressionSetup):
+        return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
+    idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
+    return labeler.decode(idx), idx, probs
+
+
+def _results(learn, dl, n):
+    "Rows of the loader's first batch, each with what the model says."
+    epoch,batch = dl.epoch,next(iter(dl))
+    dl.epoch = epoch                                                                     # this was no pass
+    with learn._aside(), torch.no_grad(), learn.precision.context():
+        learn.model.eval()
+        learn.state,(learn.x,learn.y) = None,to_device(batch, learn.device)
+        learn.forward()
+        return [{**row, 'predicted': text} for row, text in zip(learn.dls.rows(batch), learn._said(n))]
+
+# %% ../nbs/50_text_learner.ipynb #89ccdb78
 class TextLearner(Learner):
     "Learner of a text classifier; the language model's `LMLearner` inherits its files."
     unit,kind = 'docs','classifier'
@@ -114,11 +140,11 @@ class TextLearner(Learner):
     def _advice(self, seconds): return advise_preset(seconds, self.config, 0)
 
     def settings(self,
-        **how, # How it is trained, in plain values
-    )->dict:   # Trees of plain values
+        how:dict, # How it is trained: method and arguments
+    )->dict:      # Trees of plain values
         "What must be the same for a run to be continued: also how texts are read."
         reading = {'seq_len': self.dls.seq_len, 'backwards': self.dls.backwards, 'options': self.options}
-        return {**super().settings(**how), 'text': plain(reading)}
+        return {**super().settings(how), 'text': plain(reading)}
 
     def save_encoder(self,
         file:str, # Name within `path/model_dir`, or a path
@@ -157,14 +183,7 @@ class TextLearner(Learner):
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
         if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        return self._decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0])
-
-    def _decode(self, probs):
-        labeler = self.dls.labeler
-        if isinstance(labeler, RegressionSetup):
-            return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
-        idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
-        return labeler.decode(idx), idx, probs
+        return _decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0], self.dls.labeler)
 
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -173,26 +192,11 @@ class TextLearner(Learner):
         trunc_at:int=150,   # Words of a cell at most
     ):
         "Show some rows of a batch beside what the model says: a table in a notebook, text elsewhere."
-        dl = self._dl(ds_idx, dl)
-        epoch,batch = dl.epoch,next(iter(dl))
-        dl.epoch = epoch                                              # this was no pass
-        with self._aside(), torch.no_grad():
-            self.model.eval()
-            self.state,(self.x,self.y) = None,to_device(batch, self.device)
-            with self.precision.context(): self.forward()
-            rows = [{**row, 'predicted': text} for row, text in zip(self.dls.rows(batch), self._said(max_n))]
-        show_rows(rows, max_n, trunc_at)
+        show_rows(_results(self, self._dl(ds_idx, dl), max_n), max_n, trunc_at)
 
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."
-        return [label_text(self._decode(probs)[0]) for probs in self.loss_func.activation(self.preds[:n]).cpu()]
-
-
-def _find_bundle(file, folder):
-    places = [bundle_path(Path(folder) / file), bundle_path(file)]
-    for p in places:
-        if p.is_file(): return p
-    raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
+        return [label_text(_decode(probs, self.dls.labeler)[0]) for probs in self.loss_func.activation(self.preds[:n])]
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
 def advise_preset(
@@ -209,7 +213,7 @@ def advise_preset(
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
     return f"With config={name!r} it would take about {format_hours(smaller[name])}."
 
-# %% ../nbs/50_text_learner.ipynb #2d96f70f
+# %% ../nbs/50_text_learner.ipynb #34175ff2
 class LMLearner(TextLearner):
     "Learner of a language model."
     unit,kind = 'tokens','language_model'
@@ -235,9 +239,7 @@ class LMLearner(TextLearner):
 
     def _advice(self, seconds): return advise_preset(seconds, self.config, len(self.dls.vocab))
 
-    def _said(self, n):
-        ids = self.model.logits(self.out.dropped[:n]).argmax(-1).cpu()                       # (n, seq_len)
-        return [' '.join(self.dls.vocab.decode(row[y >= 0])) for row, y in zip(ids, self.y[:n].cpu())]
+    def _said(self, n): return _likeliest(self.model.logits(self.out.dropped[:n]), self.y[:n], self.dls.vocab)
 
     @torch.no_grad()
     def get_preds(self,
@@ -292,7 +294,12 @@ class LMLearner(TextLearner):
         tokens = words[::-1] + tokens if backwards else tokens + words
         return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
 
-# %% ../nbs/50_text_learner.ipynb #372c07c8
+# %% ../nbs/50_text_learner.ipynb #affeb3b1
+def _likeliest(logits, y, vocab):
+    "The likeliest next word at each place that has a target, row by row."
+    return [' '.join(vocab.decode(ids[known])) for ids, known in zip(logits.argmax(-1).cpu(), (y >= 0).cpu())]
+
+
 def _prompt(text, dls):
     "The tokens that are read before the first word is drawn."
     tok = dls.tokenizer

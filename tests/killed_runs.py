@@ -1,7 +1,8 @@
-"""Trains, is killed, and trains on: `python killed_runs.py KIND FOLDER N_KILLS SEED` kills a run N_KILLS times at random moments.
+"""Trains, is killed, and trains on: `python killed_runs.py KIND FOLDER N_KILLS SEED` kills at random moments.
 
-Every life of a run is a process of its own, forked from this one, which has imported everything and computed nothing. A run that has ended
-begins again in another folder until all kills are done; the last one is let live. Results are written to FOLDER/result-*.pt.
+Every life of a run is a process of its own, forked from this one, which has imported everything and computed nothing. A
+run that has ended begins again in another folder until all kills are done; the last one is let live. Results are
+written to FOLDER/result-*.pt.
 """
 import os
 import random
@@ -48,7 +49,8 @@ def fine_tuned(folder):
     torch.manual_seed(0)
     texts = [words(5 + i % 7, seed=i) for i in range(40)]
     labels = ['odd' if i % 3 else 'even' for i in range(40)]
-    dls = TextDataLoaders.from_tokens(texts, texts[:9], labels=labels, valid_labels=labels[:9], is_lm=False, bs=4, seed=0)
+    dls = TextDataLoaders.from_tokens(texts, texts[:9], labels=labels, valid_labels=labels[:9], is_lm=False, bs=4,
+                                      seed=0)
     learn = text_classifier_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=2)).remove_cb(ProgressCallback)
     learn.fine_tune(3, 1e-2, checkpoint=folder, every='3steps', cbs=Linger)
     return learn
@@ -74,7 +76,8 @@ def result(learn):
     record = [{k: v for k, v in row.items() if k != 'time' and not k.endswith('/s')} for row in learn.record]
     preds,_ = learn.get_preds()
     return {'weights': learn.model.state_dict(), 'record': record, 'losses': learn.recorder.losses, 'preds': preds,
-            'rates': learn.recorder.lrs, 'draw': torch.rand(3), 'epochs': [getattr(learn.dls.train, 'epoch', 0), learn.epoch],
+            'rates': learn.recorder.lrs, 'draw': torch.rand(3),
+            'epochs': [getattr(learn.dls.train, 'epoch', 0), learn.epoch],
             'average': learn.average and learn.average.mean.module.state_dict()}
 
 

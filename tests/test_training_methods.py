@@ -98,20 +98,23 @@ def test_a_step_that_is_left_out_leaves_its_gradients_and_counts_its_loss():
 # lr_find and profile leave no trace
 
 def everything(learn):
+    slots = learn.opt and learn.opt.state_dict()['state']
     generators = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()]
     return {'weights': snapshot(learn.model), 'random': generators,
             'passes': [getattr(learn.dls.train, 'epoch', 0), getattr(learn.dls.valid, 'epoch', 0)],
-            'loop': [learn.epoch, learn.n_epoch, learn.iter, learn.n_iter, learn.training, learn.state, learn.x, learn.opt,
-                     learn.average, learn.interrupted, list(learn.cbs), learn.valid_figures, learn.model.training],
+            'loop': [learn.epoch, learn.n_epoch, learn.iter, learn.n_iter, learn.training, learn.state, learn.x,
+                     learn.opt, learn.average, learn.interrupted, list(learn.cbs), learn.valid_figures,
+                     learn.model.training],
             'record': list(learn.record), 'losses': list(learn.recorder.losses),
-            'opt': learn.opt and {k: {n: t.clone() for n, t in v.items()} for k, v in learn.opt.state_dict()['state'].items()},
+            'opt': slots and {k: {n: t.clone() for n, t in v.items()} for k, v in slots.items()},
             'grads': [p.grad for p in learn.model.parameters()]}
 
 
 def assert_untouched(learn, before):
     after = everything(learn)
     assert_same(after.pop('weights'), before.pop('weights'))
-    for a, b in zip(after.pop('random'), before.pop('random')): assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+    for a, b in zip(after.pop('random'), before.pop('random')):
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
     opts = [o.pop('opt') for o in (after, before)]
     assert str(opts[0]) == str(opts[1])
     assert after == before

@@ -36,8 +36,9 @@ def same(a, b, path=''):
 # SIGKILL, 32 times
 
 def killed(kind, folder, n_kills, seed):
-    out = subprocess.run([sys.executable, here / 'killed_runs.py', kind, folder, str(n_kills), str(seed)], capture_output=True,
-                         text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    command = [sys.executable, here / 'killed_runs.py', kind, folder, str(n_kills), str(seed)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert out.returncode == 0, out.stderr + out.stdout
     assert out.stdout.startswith(f'{n_kills} kills')
     return [torch.load(p) for p in sorted(folder.glob('result-*.pt'))]
@@ -107,12 +108,14 @@ def test_sigterm_writes_a_last_checkpoint_and_then_ends_the_process(tmp_path):
     assert out.returncode == -signal.SIGTERM and 'still alive' not in out.stdout, out.stderr
     tree = RunFolder(tmp_path / 'run', {}).files()
     assert len(tree) == 1
-    assert_same(snapshot(a_run(tmp_path / 'run', n_epoch=3).model), snapshot(a_run(tmp_path / 'uncut', n_epoch=3).model))
+    again,uncut = (a_run(tmp_path / name, n_epoch=3) for name in ('run', 'uncut'))
+    assert_same(snapshot(again.model), snapshot(uncut.model))
 
 
 def test_without_a_folder_sigterm_is_not_touched():
     handlers = []
-    plain_learner(two_classes()).fit(1, cbs=Do('before_fit', lambda learn: handlers.append(signal.getsignal(signal.SIGTERM))))
+    look = Do('before_fit', lambda learn: handlers.append(signal.getsignal(signal.SIGTERM)))
+    plain_learner(two_classes()).fit(1, cbs=look)
     assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 

@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #ef6a95f8
+# %% ../../nbs/training/39_learner.ipynb #3a6f902d
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -113,7 +113,7 @@ class Learner:
 
     def _fit(self, n_epoch, start_epoch, checkpoint=None, every='5min', **how):
         if checkpoint is None: return self._loop(n_epoch, start_epoch)
-        settings = self.settings(n_epoch=n_epoch, start_epoch=start_epoch, **how)
+        settings = self.settings({'n_epoch': n_epoch, 'start_epoch': start_epoch, **how})
         with RunFolder(checkpoint, settings, every) as self._run:
             try: self._continue(n_epoch, start_epoch)
             finally: self._run = None
@@ -153,7 +153,7 @@ class Learner:
         self._event(begin)
         self.model.train(training)
         with torch.set_grad_enabled(training):
-            for self.iter, batch in self._batches(): self._batch(batch)
+            for self.iter, batch in self._batches(): self._batch(batch)  # noqa: B020, the loop's variable is ours
         self._event(end)
 
     def _batches(self):
@@ -225,8 +225,8 @@ class Learner:
     # Runs that can be killed
 
     def settings(self,
-        **how, # How it is trained, in plain values
-    )->dict:   # Trees of plain values
+        how:dict, # How it is trained: method and arguments
+    )->dict:      # Trees of plain values
         "What must be the same for a run to be continued: training, data, model, optimiser, callbacks, versions."
         deciding = {name: describe(cb) for name, cb in _named(self.cbs).items() if cb.in_lr_find or cb.state_dict()}
         groups = [{k: plain(v) for k, v in g.items() if k != 'params'} for g in self.opt.param_groups]
@@ -269,10 +269,10 @@ class Learner:
     def _find_place(self):
         tree,where = self._resumed,self._run.folder
         self._set_loaders(tree['begun'])
-        if tree['done']: say(f"The run in {where} is finished: its result is loaded. For a new run give another folder.")
+        if tree['done']: say(f"The run in {where} is finished: its result is loaded. A new one needs another folder.")
         else: say(f"Going on with the run in {where}, after {tree['at'][1]:,} batches of epoch {tree['at'][0]}.")
         if tree['threads'] != torch.get_num_threads():
-            say(f"It had {tree['threads']} threads, now there are {torch.get_num_threads()}: the last digits may differ.")
+            say(f"It had {tree['threads']} threads, now it has {torch.get_num_threads()}: the last digits may differ.")
         return tree['at'][0]
 
     def _reached(self, unit, epoch, n_batches):
@@ -282,7 +282,8 @@ class Learner:
 
     def _write(self, done=False):
         midway = self._at[1] and not self._at[2]
-        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': self._begun if midway else self._sources()}
+        begun = self._begun if midway else self._sources()
+        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': begun}
         swapped = bool(self.average and self.average.swapped)
         with self.averaged(): self._run.write({**self._saved(), **place, **self._moment(), 'swapped': swapped})
 
@@ -293,7 +294,7 @@ class Learner:
                 'grads': grads, 'figures': self.valid_figures, 'threads': torch.get_num_threads()}
 
     def _restore(self, batches=None):
-        "Be as the killed run was when its checkpoint was written. `batches` are those of its pass, of which some are done."
+        "Be as the killed run was when its checkpoint was written; some of its pass's `batches` are done."
         tree,self._resumed = self._resumed,None
         self.epoch,n_done,trained = self._at = tree['at']
         for _ in range(n_done if batches else 0): next(batches)
@@ -368,7 +369,7 @@ class Learner:
 
     def fine_tune(self,
         epochs:int,            # Passes over the training data with all layers
-        base_lr:float=2e-3,    # Highest rate of the last group while the others are frozen, and twice that of afterwards
+        base_lr:float=2e-3,    # Highest rate while all but the last group are frozen; half of it afterwards
         freeze_epochs:int=1,   # Passes before that, in which only the last group learns
         lr_mult:float=100.,    # The first group's rate is the last group's divided by this
         pct_start:float=0.3,   # Share of training in which the rate rises
@@ -383,8 +384,8 @@ class Learner:
         positive_int(epochs, 'epochs')
         parts = [checkpoint and Path(checkpoint) / name for name in ('frozen', 'unfrozen')]
         if freeze_epochs:
-            self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, wd=wd, cbs=cbs, checkpoint=parts[0],
-                                        every=every)
+            self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, wd=wd, cbs=cbs,
+                                        checkpoint=parts[0], every=every)
             if self.interrupted: return
         lr = base_lr / 2
         self.unfreeze().fit_one_cycle(epochs, slice(lr / lr_mult, lr), div, pct_start=pct_start, wd=wd, cbs=cbs,
@@ -639,7 +640,7 @@ def listed(
     "The list of callbacks that `cbs` stands for."
     return [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
 
-# %% ../../nbs/training/39_learner.ipynb #ce9ee26f
+# %% ../../nbs/training/39_learner.ipynb #70e35719
 def _named(cbs):
     "The callbacks by the names of their classes, numbered where there are several of one."
     named = {}
@@ -650,7 +651,8 @@ def _named(cbs):
     return named
 
 
-def _describe_data(dl): return dl.describe() if hasattr(dl, 'describe') else {'type': type(dl).__name__, 'batches': len(dl)}
+def _describe_data(dl):
+    return dl.describe() if hasattr(dl, 'describe') else {'type': type(dl).__name__, 'batches': len(dl)}
 
 
 def _packed(mean):

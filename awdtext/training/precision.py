@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['supported', 'MixedPrecision', 'choose_precision']
 
-# %% ../../nbs/training/32_precision.ipynb #19ab0e12
+# %% ../../nbs/training/32_precision.ipynb #fc473338
 import torch
-from torch import nn
 
 from ..core import say
 
@@ -26,7 +25,7 @@ def supported(
     has = torch.cpu.get_capabilities() if device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
     return name == 'bf16' and bool(has.get('avx512_bf16') or has.get('amx_bf16'))
 
-# %% ../../nbs/training/32_precision.ipynb #d846ac4a
+# %% ../../nbs/training/32_precision.ipynb #810021f2
 class MixedPrecision:
     "How a learner computes: what surrounds the forward pass, and what becomes of loss and gradients."
     def __init__(self,
@@ -34,7 +33,7 @@ class MixedPrecision:
         device:torch.device|str='cpu', # Where the model is
     ):
         self.name,self.device = name,torch.device(device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == 'fp16')   # passes everything through if not
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == 'fp16')   # else idle
 
     def context(self):
         "Within this context products are computed in this precision."

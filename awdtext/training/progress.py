@@ -32,11 +32,10 @@ def table_line(
     "The `cells` under their `names`, right-aligned."
     return '  '.join(c.rjust(max(len(n), 8)) for c, n in zip(cells, names)).rstrip()
 
-# %% ../../nbs/training/26_progress.ipynb #f5f8fd70
+# %% ../../nbs/training/26_progress.ipynb #858f242c
 class ProgressCallback(Callback):
     "Shows the record while it grows."
-    order = Recorder.order + 10  # the line must have been written
-    in_lr_find = False
+    order,in_lr_find = Recorder.order + 10,False  # the line must have been written
 
     def __init__(self):
         self.mode,self.names = 'file',None

@@ -52,12 +52,13 @@ def _totals(learn):
             f'optimiser: {opt}, rate {learn.lr:g}, precision: {learn.precision.name}, device: {learn.device}\n'
             f'callbacks: {cbs}')
 
-# %% ../../nbs/training/34_report.ipynb #e089fa2c
+# %% ../../nbs/training/34_report.ipynb #6ae89290
 class StepTimer(Callback):
     "Times the parts of training steps, and ends the fit after `n_batches` of them."
     order = -10**6  # the first at every event
     parts = {'before_batch': 'data', 'after_pred': 'forward pass', 'after_loss': 'loss',
-             'after_backward': 'penalties and backward pass', 'after_step': 'clipping and step', 'after_batch': 'the rest'}
+             'after_backward': 'penalties and backward pass', 'after_step': 'clipping and step',
+             'after_batch': 'the rest'}
 
     def __init__(self,
         n_batches:int=10, # After two which are not counted

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['parse_every', 'plain', 'describe', 'differences', 'RunFolder']
 
-# %% ../../nbs/training/33_resume.ipynb #5793e5cf
+# %% ../../nbs/training/33_resume.ipynb #78c2e78f
 import inspect, re, time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core import say
 from .checkpoint import read_bundle, write_bundle
 
 # %% ../../nbs/training/33_resume.ipynb #a5c95919
@@ -46,14 +45,15 @@ def describe(
     names = inspect.signature(type(obj)).parameters
     return {name: plain(getattr(obj, name)) for name in names if hasattr(obj, name)}
 
-# %% ../../nbs/training/33_resume.ipynb #8ca9f0e4
+# %% ../../nbs/training/33_resume.ipynb #03ab9096
 def differences(
     theirs:dict, # Settings in the file
     ours:dict,   # Settings of this call
 )->list[str]:    # Such as `"fit.n_epoch was 3 and is 4"`
     "What two trees of settings say differently."
     a,b = _flat(theirs),_flat(ours)
-    return [f"{k} was {_shown(a, k)} and is {_shown(b, k)}" for k in dict.fromkeys([*a, *b]) if _shown(a, k) != _shown(b, k)]
+    both = {k: (_shown(a, k), _shown(b, k)) for k in dict.fromkeys([*a, *b])}
+    return [f"{k} was {x} and is {y}" for k, (x, y) in both.items() if x != y]
 
 
 def _flat(tree, path=''):
@@ -64,7 +64,22 @@ def _flat(tree, path=''):
 
 def _shown(flat, key): return repr(flat[key]) if key in flat else 'not there'
 
-# %% ../../nbs/training/33_resume.ipynb #5e1434b8
+# %% ../../nbs/training/33_resume.ipynb #f3616a33
+def _check_folder(folder):
+    if not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file: give a folder for the checkpoints.")
+    ours = re.compile(r'\.lock|\.?run-\d+\.safetensors(\.\d+\.part)?')
+    others = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
+    if others:
+        raise ValueError(f"{folder} is not the folder of a run: it holds {', '.join(others[:3])}. Give a new one.")
+
+
+def _read(files):
+    try: return read_bundle(files[-1], 'run')
+    except ValueError as e:
+        cure = f"delete it to go on from {files[-2].name}" if len(files) > 1 else "delete it to begin anew"
+        raise ValueError(f"{e} If it is damaged, {cure}.") from e
+
+# %% ../../nbs/training/33_resume.ipynb #ed765ba3
 class RunFolder:
     "The checkpoints of one run. A context: within it, the folder is locked."
     def __init__(self,
@@ -101,8 +116,8 @@ class RunFolder:
         tree = _read(files)
         wrong = differences(tree['settings'], self.settings)
         if wrong:
-            raise ValueError(f"{self.folder} holds another run: {'; '.join(wrong[:3])}. To continue it, make the same call with "
-                             "the same data; for a new run, give another folder.")
+            raise ValueError(f"{self.folder} holds another run: {'; '.join(wrong[:3])}. To continue it, make the same "
+                             "call with the same data; for a new run, give another folder.")
         return tree
 
     def due(self,
@@ -124,17 +139,3 @@ class RunFolder:
         self.passed,self.written = {'steps': 0, 'epochs': 0},time.monotonic()
         self.took = self.written - start
         return path
-
-
-def _check_folder(folder):
-    if not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file: give a folder for the checkpoints.")
-    others = sorted(p.name for p in folder.iterdir() if not re.fullmatch(r'\.lock|\.?run-\d+\.safetensors(\.\d+\.part)?', p.name))
-    if others:
-        raise ValueError(f"{folder} is not the folder of a run: it holds {', '.join(others[:3])}. Give an empty or a new one.")
-
-
-def _read(files):
-    try: return read_bundle(files[-1], 'run')
-    except ValueError as e:
-        cure = f"delete it to go on from {files[-2].name}" if len(files) > 1 else "delete it to begin anew"
-        raise ValueError(f"{e} If it is damaged, {cure}.") from e

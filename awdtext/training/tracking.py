@@ -14,30 +14,28 @@ import torch
 from ..core import say
 from .callback import Callback
 
-# %% ../../nbs/training/25_tracking.ipynb #a2d8d501
+# %% ../../nbs/training/25_tracking.ipynb #bab5667f
 _CURVES = 'losses lrs valid_steps valid_losses'.split()
 
 
 class Recorder(Callback):
     "Writes a line of `learn.record` for every epoch, and keeps the loss and the rate of every step."
-    order = -20         # before all that read the record
-    in_lr_find = False
+    order,in_lr_find = -20,False  # before all that read the record
 
     def __init__(self):
         self.losses,self.lrs = [],[]                # one for every step
         self.valid_steps,self.valid_losses = [],[]  # step at which a validation loss was measured, and the loss
         self.averaging_from = None                  # step at which averaging began
-        self._new = []                              # losses still on the device
+        self._new,self._trained = [],({}, {})       # losses still on the device; figures of the training pass
         self._epoch_start = self._train_start = 0.
-        self._trained = {},{}                       # figures of the training pass: loss and speed
 
     def state_dict(self):
         "Losses and rates so far, and how long the epoch at hand has taken."
         self._read()
         now = time.perf_counter()
-        curves = {n: torch.tensor(getattr(self, n), dtype=torch.float64) for n in _CURVES}
         return {'averaging_from': self.averaging_from, 'trained': list(self._trained),
-                'elapsed': [now - self._epoch_start, now - self._train_start], **curves}
+                'elapsed': [now - self._epoch_start, now - self._train_start],
+                **{n: torch.tensor(getattr(self, n), dtype=torch.float64) for n in _CURVES}}
 
     def load_state_dict(self, state):
         "Go on from `state`."
@@ -67,8 +65,7 @@ class Recorder(Callback):
 
     def after_epoch(self, learn):
         "Write the epoch's line."
-        loss,speed = self._trained
-        seconds = time.perf_counter() - self._epoch_start
+        (loss, speed),seconds = self._trained,time.perf_counter() - self._epoch_start
         learn.record.append({'epoch': learn.epoch, **loss, **learn.valid_figures, **speed, 'time': seconds})
         if 'valid_loss' in learn.valid_figures:
             self.valid_steps.append(len(self.losses))
