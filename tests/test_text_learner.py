@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from awdtext.data.batches import RegressionSetup
-from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.batches import MultiCategorize, RegressionSetup
+from awdtext.data.dataloaders import TextDataLoaders, label_text
 from awdtext.data.tokenizer import BaseTokenizer, Tokenizer
 from awdtext.data.vocab import Vocab
 from awdtext.lm.evaluate import evaluate_lm
@@ -731,3 +731,61 @@ def test_no_advice_below_the_smallest(): assert 'max_vocab' in advise_preset(900
 
 
 def test_kinds(): assert issubclass(LMLearner, TextLearner)
+
+
+# Results to look at
+
+def several(): return clas(clas_dls(labels=[[a, 'thing'] for a in labels]))
+
+
+@pytest.mark.parametrize('make', [clas, several, regression, two_numbers, lm])
+def test_results_show_what_the_model_says_beside_what_is_true(make, capsys):
+    learn = make()
+    before,epochs = weights(learn.model),(learn.dls.train.epoch, learn.dls.valid.epoch)
+    learn.show_results(max_n=2, trunc_at=5)
+    shown = capsys.readouterr().out.strip().split('\n\n')
+    blocks = [dict(line.split(': ', 1) for line in block.splitlines()) for block in shown]
+    assert len(blocks) == 2
+    truth = 'text_' if make is lm else 'category'
+    for block in blocks:
+        assert list(block) == ['text', truth, 'predicted']
+        assert len(block['text'].split()) <= 5
+    if make is not lm: assert blocks[0]['predicted'] == said_of_first(learn)
+    learn.show_results(ds_idx=0)
+    assert (learn.dls.train.epoch, learn.dls.valid.epoch) == epochs, "this was no pass"
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()) and learn.x is None
+
+
+def said_of_first(learn):
+    "What `get_preds` says of the document that the validation loader gives first."
+    probs,labeler = learn.get_preds()[0][int(learn.dls.valid.order[0])],learn.dls.labeler
+    if isinstance(labeler, RegressionSetup):
+        return label_text(labeler.decode(probs if labeler.n_out > 1 else probs.view(())))
+    return label_text(labeler.decode(probs if isinstance(labeler, MultiCategorize) else probs.argmax()))
+
+
+def test_language_models_results_are_the_likeliest_words(capsys):
+    learn = lm()
+    learn.show_results(max_n=1, trunc_at=100)
+    said = capsys.readouterr().out.split('predicted: ')[1].split()
+    x,y = next(iter(learn.dls.valid))
+    logits = learn.model.logits(learn.model(x).dropped)
+    assert said == learn.dls.vocab.decode(logits[0].argmax(-1)[y[0] >= 0])
+
+
+def test_results_without_data_say_so(tmp_path):
+    learn = load_learner(clas(path=tmp_path).export('clas'))
+    with pytest.raises(ValueError, match='There is no data number 1'): learn.show_results()
+
+
+@pytest.mark.parametrize('change', [dict(seq_len=5), dict(max_len=50)])
+def test_a_run_is_not_continued_with_other_reading(tmp_path, change):
+    clas(path=tmp_path).fit(1, checkpoint=tmp_path / 'run')
+    other = clas(path=tmp_path, **change)
+    with pytest.raises(ValueError, match='text.options.'): other.fit(1, checkpoint=tmp_path / 'run')
+
+
+def test_other_dropouts_are_another_configuration(tmp_path):
+    lm(path=tmp_path).fit(1, checkpoint=tmp_path / 'run')
+    with pytest.raises(ValueError, match=r'model.modules.\d+ was .*Dropout'):
+        lm(path=tmp_path, drop_mult=.5).fit(1, checkpoint=tmp_path / 'run')

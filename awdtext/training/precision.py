@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['supported', 'MixedPrecision', 'choose_precision']
 
-# %% ../../nbs/training/32_precision.ipynb #fc473338
+# %% ../../nbs/training/32_precision.ipynb #996c931f
+from contextlib import nullcontext
+
 import torch
 
 from ..core import say
@@ -25,7 +27,7 @@ def supported(
     has = torch.cpu.get_capabilities() if device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
     return name == 'bf16' and bool(has.get('avx512_bf16') or has.get('amx_bf16'))
 
-# %% ../../nbs/training/32_precision.ipynb #810021f2
+# %% ../../nbs/training/32_precision.ipynb #a86b80a4
 class MixedPrecision:
     "How a learner computes: what surrounds the forward pass, and what becomes of loss and gradients."
     def __init__(self,
@@ -37,7 +39,7 @@ class MixedPrecision:
 
     def context(self):
         "Within this context products are computed in this precision."
-        if self.name == 'fp32': return torch.autocast(self.device.type, enabled=False)
+        if self.name == 'fp32': return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.name])
 
 
