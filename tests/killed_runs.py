@@ -16,7 +16,9 @@ from training_helpers import lm_learner, plain_learner, two_classes, words
 
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import text_classifier_learner
-from awdtext.training.callback import Callback
+from awdtext.training.accumulate import GradientAccumulation
+from awdtext.training.callback import Callback, CancelBatchException, CancelEpochException
+from awdtext.training.monitors import EarlyStopping, SaveModel
 from awdtext.training.optim import Adam
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import NTASGD
@@ -24,27 +26,28 @@ from awdtext.training.rnn import NTASGD
 
 class Linger(Callback):
     "Leaves time to be killed in."
-    in_lr_find = False
-    def after_step(self, learn): time.sleep(.004)
-    def before_validate(self, learn): time.sleep(.01)
+    in_lr_find = decides = False
+    seconds = 0.
+    def after_step(self, learn): time.sleep(self.seconds)
+    def before_validate(self, learn): time.sleep(2 * self.seconds)
 
 
-def averaged(folder):
+def averaged(folder, every='3steps'):
     "Plain SGD whose averaging begins on the way, and a second fit after the first."
     learn = lm_learner(averaging=NTASGD(n=0), lr=20.)
-    learn.fit(4, checkpoint=folder / 'first', every='3steps', cbs=Linger)
+    learn.fit(4, checkpoint=folder / 'first', every=every, cbs=Linger)
     learn.fit(2, 5., checkpoint=folder / 'second', every='1epoch', cbs=Linger)
     assert learn.average
     return learn
 
 
-def one_cycle(folder):
+def one_cycle(folder, every='4steps'):
     learn = lm_learner(opt_func=Adam, lr=.01)
-    learn.fit_one_cycle(5, checkpoint=folder, every='4steps', cbs=Linger)
+    learn.fit_one_cycle(5, checkpoint=folder, every=every, cbs=Linger)
     return learn
 
 
-def fine_tuned(folder):
+def fine_tuned(folder, every='3steps'):
     "A classifier: batch normalisation, documents in random order, frozen and unfrozen."
     torch.manual_seed(0)
     texts = [words(5 + i % 7, seed=i) for i in range(40)]
@@ -52,23 +55,52 @@ def fine_tuned(folder):
     dls = TextDataLoaders.from_tokens(texts, texts[:9], labels=labels, valid_labels=labels[:9], is_lm=False, bs=4,
                                       seed=0)
     learn = text_classifier_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=2)).remove_cb(ProgressCallback)
-    learn.fine_tune(3, 1e-2, checkpoint=folder, every='3steps', cbs=Linger)
+    learn.fine_tune(3, 1e-2, checkpoint=folder, every=every, cbs=Linger)
     return learn
 
 
-def shuffled(folder):
+def shuffled(folder, every='2steps'):
     "A loader that knows nothing of passes and seeds: torch's own, which draws its order from the global generator."
     torch.manual_seed(0)
     data = two_classes(120, 50)
     points = [(x, y) for xs, ys in data.train for x, y in zip(xs, ys)]
     data.train = torch.utils.data.DataLoader(points, batch_size=8, shuffle=True)
+    data.valid = torch.utils.data.DataLoader(points[:30], batch_size=8)
     model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
     learn = plain_learner(data, opt_func=Adam, model=model)
-    learn.fit_flat_cos(4, checkpoint=folder, every='2steps', cbs=Linger)
+    learn.fit_flat_cos(4, checkpoint=folder, every=every, cbs=Linger)
     return learn
 
 
-kinds = {f.__name__: f for f in (averaged, one_cycle, fine_tuned, shuffled)}
+def own_generator(folder, every='2steps'):
+    "Torch's loader with a generator of its own, steps that are left out, and weights of the best epoch at the end."
+    torch.manual_seed(0)
+    data = two_classes(60, 50)
+    points = [(x, y) for xs, ys in data.train for x, y in zip(xs, ys)]
+    generator = torch.Generator().manual_seed(3)
+    data.train = torch.utils.data.DataLoader(points, batch_size=8, shuffle=True, generator=generator)
+    learn = plain_learner(data, lr=.5, path=folder.parent / f'{folder.name} files')
+    cbs = [Linger, GradientAccumulation(16), SaveModel(), EarlyStopping(patience=2), RandomCallback()]
+    learn.fit(6, checkpoint=folder, every=every, cbs=cbs)
+    return learn
+
+
+class RandomCallback(Callback):
+    "Leaves out a batch, and an epoch, now and then, by python's generator."
+    def before_batch(self, learn):
+        if learn.training and random.random() < .1: raise CancelBatchException
+    def before_epoch(self, learn):
+        if learn.epoch == 1 and random.random() < .9: raise CancelEpochException
+
+
+def measured(folder, every='2steps'):
+    "Averaging that is triggered within the epochs."
+    learn = lm_learner(averaging=NTASGD(n=1, every=3), lr=20.)
+    learn.fit(3, checkpoint=folder, every=every, cbs=[Linger, SaveModel(fname=folder.with_suffix('.best').absolute())])
+    return learn
+
+
+kinds = {f.__name__: f for f in (averaged, one_cycle, fine_tuned, shuffled, own_generator, measured)}
 
 
 def result(learn):
@@ -89,6 +121,8 @@ def live(kind, folder):
     try:
         sys.stdout = open(os.devnull, 'w')
         torch.set_num_threads(1)
+        random.seed(0)
+        Linger.seconds = .004
         torch.save(result(kinds[kind](folder)), folder.parent / f'result-{folder.name}.pt')
         code = 0
     finally: os._exit(code)

@@ -1,11 +1,14 @@
 "A run that is killed, at any moment and however often, ends as if it had not been."
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
+import killed_runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,18 +48,58 @@ def killed(kind, folder, n_kills, seed):
 
 
 @needs_posix
-@pytest.mark.parametrize('kind', ['averaged', 'one_cycle', 'fine_tuned', 'shuffled'])
+@pytest.mark.parametrize('kind', ['averaged', 'one_cycle', 'fine_tuned', 'shuffled'])      # eight times each
 def test_killed_at_random_moments_a_run_ends_bit_identical(kind, tmp_path):
     (uncut,) = killed(kind, tmp_path / 'uncut', 0, 0)
     results = killed(kind, tmp_path / 'killed', 8, sum(map(ord, kind)))
     for r in results: same(r, uncut)
 
 
+# Killed right after each checkpoint
+
+class Killed(BaseException): "Ends the process, as far as this test is concerned."
+
+
+@pytest.mark.parametrize('every', ['1epoch', '2steps'])
+@pytest.mark.parametrize('kind', killed_runs.kinds)
+def test_killed_after_any_checkpoint_a_run_ends_bit_identical(kind, every, tmp_path, monkeypatch):
+    "Also where the next life begins at the beginning of an epoch, or after the last one."
+    write,left = RunFolder.write,[0]
+
+    def write_and_die(self, tree):
+        path = write(self, tree)
+        left[0] -= 1
+        if not left[0]: raise Killed
+        return path
+
+    def life(name):
+        random.seed(0)
+        return killed_runs.result(killed_runs.kinds[kind](tmp_path / name, every))
+
+    monkeypatch.setattr(RunFolder, 'write', write_and_die)
+    uncut = life('uncut')
+    n = -left[0]
+    for k in range(1, n + 1) if every == '1epoch' else sorted({1, 2, n // 3, n // 2, n - 2, n - 1, n}):
+        left[0] = k
+        with pytest.raises(Killed): life(f'killed {k}')
+        same(life(f'killed {k}'), uncut, f'killed after checkpoint {k} of {n}: ')
+
+
+def test_ctrl_c_at_any_batch_with_loaders_that_draw_from_the_global_generator(tmp_path):
+    random.seed(0)
+    uncut = killed_runs.result(killed_runs.shuffled(tmp_path / 'uncut'))
+    for n in (3, 17, 18, 19, 20, 40):                              # batches of training and of validation
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(killed_runs.Linger, 'after_pred', partial(Stop.after_pred, Stop(n)), raising=False)
+            assert killed_runs.shuffled(tmp_path / str(n)).interrupted
+        same(killed_runs.result(killed_runs.shuffled(tmp_path / str(n))), uncut)
+
+
 # Stopped at every place there is
 
 class Stop(Callback):
     "Presses Ctrl-C in the middle of the batch number `n` (of both passes) of this life."
-    in_lr_find,order = False,1000
+    in_lr_find,decides,order = False,False,1000
     def __init__(self, n): self.n = n
     def after_pred(self, learn):
         self.n -= 1

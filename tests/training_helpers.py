@@ -76,7 +76,7 @@ class Iterates(Callback):
 
 class Do(Callback):
     "Calls `func(learn)` at `event`."
-    in_lr_find = False
+    in_lr_find = decides = False
     def __init__(self, event, func, order=0):
         self.order = order
         setattr(self, event, func)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Callback', 'CancelStepException', 'CancelBatchException', 'CancelEpochException', 'CancelFitException']
 
-# %% ../../nbs/training/23_callback.ipynb #75abda0b
+# %% ../../nbs/training/23_callback.ipynb #0e846135
 class Callback:
     "Base of all callbacks: every event, doing nothing."
     order = 0          # Callbacks run in increasing order
     in_lr_find = True  # Whether it takes part in the range test of rates; those that only watch or decide do not
+    decides = True     # Whether the weights depend on it, so that a run cannot go on without it
 
     def before_fit(self, learn):
         "Training is about to begin: `learn.opt` and `learn.n_epoch` are set."
@@ -51,8 +52,8 @@ class Callback:
     )->None:
         "Take up a state made by `state_dict`."
 
-# %% ../../nbs/training/23_callback.ipynb #a5bd0743
-class CancelStepException(Exception): "Leave out the step after the backward pass: the gradients stay."
+# %% ../../nbs/training/23_callback.ipynb #d8a97249
+class CancelStepException(Exception): "Raised in after_backward: leave out the step, the gradients stay."
 class CancelBatchException(Exception): "Leave this batch and go on with the next."
 class CancelEpochException(Exception): "Leave this epoch and go on with the next."
 class CancelFitException(Exception): "End training."

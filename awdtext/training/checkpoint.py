@@ -42,7 +42,7 @@ def _join(tree, tensors):
         return tensors[tree[_MARK]] if _MARK in tree else {k: _join(v, tensors) for k, v in tree.items()}
     return [_join(v, tensors) for v in tree] if isinstance(tree, list) else tree
 
-# %% ../../nbs/training/28_checkpoint.ipynb #3d1f0f5f
+# %% ../../nbs/training/28_checkpoint.ipynb #3b9dfd28
 def bundle_path(
     path:str|Path, # With or without `.safetensors`
 )->Path:
@@ -67,6 +67,9 @@ def write_bundle(
         save_file(tensors, part, metadata={'awdtext': json.dumps(head)})
         _sync(part, os.O_RDWR)
         os.replace(part, path)
+    except (SafetensorError, OSError) as e:
+        raise OSError(f"{path} could not be written: {e}. What was there is as it was; free some space, or choose "
+                      "another place.") from e
     finally: part.unlink(missing_ok=True)
     if os.name == 'posix': _sync(path.parent, os.O_RDONLY)
     return path
@@ -77,7 +80,7 @@ def _sync(path, flags):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../../nbs/training/28_checkpoint.ipynb #85c7b46a
+# %% ../../nbs/training/28_checkpoint.ipynb #551207f1
 def read_bundle(
     path:str|Path,                  # `.safetensors` is added if missing
     kind:str|tuple|None=None,       # The kind or kinds that will do; any if None
@@ -100,7 +103,8 @@ def _read(path, device):
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()} if 'awdtext' in meta else {}
+            # copies: a tensor that stays in the file's memory map would keep it alive, and change with it
+            tensors = {k: f.get_tensor(k).clone() for k in f.keys()} if 'awdtext' in meta else {}
     except SafetensorError as e: raise ValueError(f"{path} is damaged or no awdtext file: {e}") from e
     if 'awdtext' not in meta:
         raise ValueError(f"{path} was not written by awdtext: it is a safetensors file of something else.")

@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #3a6f902d
+# %% ../../nbs/training/39_learner.ipynb #53466be2
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -112,6 +112,7 @@ class Learner:
         for cb in self._in_order(): getattr(cb, name)(self)
 
     def _fit(self, n_epoch, start_epoch, checkpoint=None, every='5min', **how):
+        n_epoch,start_epoch = positive_int(n_epoch, 'n_epoch'),int(start_epoch)
         if checkpoint is None: return self._loop(n_epoch, start_epoch)
         settings = self.settings({'n_epoch': n_epoch, 'start_epoch': start_epoch, **how})
         with RunFolder(checkpoint, settings, every) as self._run:
@@ -126,6 +127,7 @@ class Learner:
             try:
                 self._event('before_fit')
                 if self.average and self.average.swapped: self.average = None   # nobody goes on averaging
+                if self._resumed and not self._resumed['at'][1]: self._restore()   # before anybody begins the epoch
                 for self.epoch in range(start_epoch, n_epoch): self._epoch()
             except CancelFitException: pass
             except KeyboardInterrupt: self.interrupted = True
@@ -142,8 +144,9 @@ class Learner:
             self._event('before_epoch')
             if self._resumed and self._resumed['at'][2]: self._restore()        # only the validation is still to come
             else: self._pass(self.dls.train, True, 'before_train', 'after_train')
-            self._at = [self.epoch, self.n_iter, True]
+            self._begun,self._at = self._sources(),[self.epoch, self.n_iter, True]
             self.valid_figures = self.validate_figures() if self.dls.valid is not None else {}
+            self._at = None                                            # who counts epochs counts this one once
             self._event('after_epoch')
         except CancelEpochException: pass
         self._reached('epochs', self.epoch + 1, 0)
@@ -182,18 +185,17 @@ class Learner:
         self._event('after_batch')
         for name in _BATCH: setattr(self, name, None)                  # the next batch needs their memory
         if self.training: self._reached('steps', self.epoch, self.iter + 1)
-        if self._stop: raise CancelFitException
+        if self._stop and (self.training or self._at or not self._run): raise CancelFitException   # at a good place
 
     def _update(self):
         self.backward()
-        try:
-            self._event('after_backward')
-            self.precision.scaler.unscale_(self.opt)
-            self._event('before_step')
-            self.step()
-            self._event('after_step')
-            self.zero_grad()
-        except CancelStepException: pass
+        try: self._event('after_backward')
+        except CancelStepException: return
+        self.precision.scaler.unscale_(self.opt)
+        self._event('before_step')
+        self.step()
+        self._event('after_step')
+        self.zero_grad()
 
     def _count(self):
         n = self.n_targets()
@@ -228,13 +230,14 @@ class Learner:
         how:dict, # How it is trained: method and arguments
     )->dict:      # Trees of plain values
         "What must be the same for a run to be continued: training, data, model, optimiser, callbacks, versions."
-        deciding = {name: describe(cb) for name, cb in _named(self.cbs).items() if cb.in_lr_find or cb.state_dict()}
+        deciding = {name: describe(cb) for name, cb in _named(self.cbs).items() if cb.decides}
         groups = [{k: plain(v) for k, v in g.items() if k != 'params'} for g in self.opt.param_groups]
         shapes = {name: str(tuple(p.shape)) for name, p in self.model.state_dict().items()}
         return {'fit': plain(how), 'data': {name: _describe_data(dl) for name, dl in self._loaders().items()},
                 'model': {'modules': [line.strip() for line in str(self.model).splitlines()], **shapes,
                           'learns': [all(p.requires_grad for p in g['params']) for g in self.opt.param_groups]},
                 'optimiser': {'type': type(self.opt).__name__, 'groups': groups}, 'callbacks': deciding,
+                'loss': {'type': plain(self.loss_func), **describe(self.loss_func)},
                 'metrics': [m.name for m in self.metrics], 'precision': self.precision.name, 'device': self.device.type,
                 'versions': {'awdtext': __version__, 'torch': torch.__version__}}
 
@@ -244,13 +247,13 @@ class Learner:
 
     def _sources(self):
         "Where all randomness comes from: the generators, and the loaders' seeds and passes."
-        loaders = {name: {k: getattr(dl, k) for k in ('seed', 'epoch') if hasattr(dl, k)}
-                   for name, dl in self._loaders().items()}
-        return {'random': random_states(), 'loaders': loaders}
+        return {'random': random_states(), 'loaders': {name: _source(dl) for name, dl in self._loaders().items()}}
 
     def _set_loaders(self, sources):
         for name, dl in self._loaders().items():
-            for k, v in sources['loaders'][name].items(): setattr(dl, k, v)
+            for k, v in sources['loaders'][name].items():
+                if k == 'generator': dl.generator.set_state(v)
+                else: setattr(dl, k, v)
 
     def _continue(self, n_epoch, start_epoch):
         "Begin the run of the folder, go on with it, or load its result."
@@ -281,23 +284,26 @@ class Learner:
         if self._run and self._run.due(unit): self._write()
 
     def _write(self, done=False):
-        midway = self._at[1] and not self._at[2]
-        begun = self._begun if midway else self._sources()
-        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': begun}
+        now = self._sources()
+        begun = self._begun if self._at[1] else now
+        random = (begun if self._at[2] else now)['random']             # a validation begins anew
+        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': begun, 'random': random}
         swapped = bool(self.average and self.average.swapped)
         with self.averaged(): self._run.write({**self._saved(), **place, **self._moment(), 'swapped': swapped})
 
     def _moment(self):
         "What a run holds between two batches, beside what `save` saves."
         grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        return {'random': random_states(), 'state': self.state, 'totals': _packed(self.totals),
-                'grads': grads, 'figures': self.valid_figures, 'threads': torch.get_num_threads()}
+        return {'state': self.state, 'totals': _packed(self.totals), 'grads': grads,
+                 'figures': self.valid_figures, 'threads': torch.get_num_threads()}
 
     def _restore(self, batches=None):
         "Be as the killed run was when its checkpoint was written; some of its pass's `batches` are done."
         tree,self._resumed = self._resumed,None
-        self.epoch,n_done,trained = self._at = tree['at']
-        for _ in range(n_done if batches else 0): next(batches)
+        self.epoch,n_done,_ = tree['at']
+        for _ in range(n_done if batches else 0):
+            if self._stop: raise CancelFitException                    # nothing is new: nothing will be written
+            next(batches)
         self._take_up(tree, self.opt)
         if self.average and not tree['swapped']: self.average.show_iterate()
         self.dl,self.n_iter,self.iter = self.dls.train,tree['n_iter'],max(n_done - 1, 0)
@@ -306,6 +312,7 @@ class Learner:
         for name, p in self.model.named_parameters():
             p.grad = tree['grads'][name].to(p) if name in tree['grads'] else None
         set_random_states(tree['random'])
+        self._at = tree['at']
 
     # Training
 
@@ -320,7 +327,7 @@ class Learner:
         every:str='5min',   # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
     )->None:
         "Train at a constant rate."
-        self._set_up(n_epoch, self.lr if lr is None else lr, wd)
+        self._set_up(self.lr if lr is None else lr, wd)
         with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
     def fit_one_cycle(self,
@@ -339,7 +346,7 @@ class Learner:
     )->None:
         "Train with the 1cycle policy (Smith and Topin 2017): the rate rises, then falls along a cosine."
         lr_max,moms = self.lr if lr_max is None else lr_max,moms or self.moms
-        self._set_up(n_epoch, lr_max, wd)
+        self._set_up(lr_max, wd)
         first,least,last = moms
         mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
                                                    partial(cosine, start=least, end=last)])
@@ -362,7 +369,7 @@ class Learner:
     )->None:
         "Train at a constant rate, then let it fall along a cosine."
         lr = self.lr if lr is None else lr
-        self._set_up(n_epoch, lr, wd)
+        self._set_up(lr, wd)
         with self._added([ParamScheduler({'lr': (lr, flat_cos(div_final, pct_start))}), *listed(cbs)]):
             self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_flat_cos', div_final=div_final,
                       pct_start=pct_start)
@@ -401,11 +408,15 @@ class Learner:
     ):                            # A named tuple with one rate for each of `suggest_funcs`
         "Try growing rates for a moment, and suggest one (Smith 2015). The learner is left as it was."
         lo,hi = lr_range(self.opt_func)
-        finder = LRFinder(start_lr or lo, end_lr or hi, num_it, stop_div)
+        finder = LRFinder(lo if start_lr is None else start_lr, hi if end_lr is None else end_lr, num_it, stop_div)
         self._rehearse(finder, num_it, 'rates')
-        found = {func.__name__: func(*finder.curve) for func in listed(suggest_funcs)}
+        names = [func.__name__ for func in listed(suggest_funcs)]
+        try: found = namedtuple('SuggestedLRs', names, rename=True)(*(f(*finder.curve) for f in listed(suggest_funcs)))
+        except ValueError:
+            if show_plot: plot_lr_find(finder.lrs, finder.losses)       # which is what one needs to see now
+            raise
         if show_plot: plot_lr_find(finder.lrs, finder.losses, found)
-        return namedtuple('SuggestedLRs', found, rename=True)(*found.values())
+        return found
 
     def profile(self,
         n_batches:int=10, # Training batches to time, after two that are not counted
@@ -428,18 +439,21 @@ class Learner:
                 while True: self._pass(self.dls.train, True, 'before_train', 'after_train')
             except CancelFitException: pass
             finally: self._close()
+            if self.interrupted: raise KeyboardInterrupt
 
     @contextmanager
     def _untouched(self):
         "Whatever happens within this context, the learner is afterwards as it was before."
         loop = [*_LOOP, 'cbs', 'opt', 'average', 'epoch', 'n_epoch', 'interrupted', 'valid_figures', '_at', '_begun']
-        kept,training,sources = {name: getattr(self, name) for name in loop},self.model.training,self._sources()
+        kept,sources = {name: getattr(self, name) for name in loop},self._sources()
+        modes = {m: m.training for m in self.model.modules()}
         weights = {name: v.detach().clone() for name, v in self.model.state_dict().items()}
         states = [(o, deepcopy(o.state_dict())) for o in (*self.cbs, self.precision.scaler)]
         try: yield
         finally:
             self.model.load_state_dict(weights)
-            self.model.train(training).zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
+            for m, training in modes.items(): m.training = training
             for o, state in states: state and o.load_state_dict(state)
             for name, value in kept.items(): setattr(self, name, value)
             self._set_loaders(sources)
@@ -470,8 +484,7 @@ class Learner:
         self.precision = choose_precision(name, self.device)
         return self
 
-    def _set_up(self, n_epoch, lr, wd):
-        positive_int(n_epoch, 'n_epoch')
+    def _set_up(self, lr, wd):
         if self.dls.train is None: raise ValueError("There is no training data: make a learner with data, and load.")
         fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
         if self.opt and same_params(self.opt, fresh): take_hypers(self.opt, fresh)  # no schedule outlives its fit
@@ -640,7 +653,7 @@ def listed(
     "The list of callbacks that `cbs` stands for."
     return [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
 
-# %% ../../nbs/training/39_learner.ipynb #70e35719
+# %% ../../nbs/training/39_learner.ipynb #ec3a053f
 def _named(cbs):
     "The callbacks by the names of their classes, numbered where there are several of one."
     named = {}
@@ -649,6 +662,13 @@ def _named(cbs):
         while name + (f' {n}' if n > 1 else '') in named: n += 1
         named[name + (f' {n}' if n > 1 else '')] = cb
     return named
+
+
+def _source(dl):
+    "What decides over the next pass of a loader, beside the global generators."
+    own = {k: getattr(dl, k) for k in ('seed', 'epoch') if hasattr(dl, k)}
+    generator = getattr(dl, 'generator', None)
+    return {**own, 'generator': generator.get_state()} if isinstance(generator, torch.Generator) else own
 
 
 def _describe_data(dl):

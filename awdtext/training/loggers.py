@@ -15,11 +15,11 @@ from ..core import display_mode
 from .callback import Callback
 from .monitors import EarlyStopping
 
-# %% ../../nbs/training/30_loggers.ipynb #8a4191c9
+# %% ../../nbs/training/30_loggers.ipynb #812ea257
 class CSVLogger(Callback):
     "Writes the record to a CSV file after every epoch."
     order = EarlyStopping.order - 10  # which may end training
-    in_lr_find = False
+    in_lr_find = decides = False
 
     def __init__(self,
         fname:str|Path='history.csv',  # Path, relative to that of the learner
@@ -62,11 +62,11 @@ def _write_rows(path, rows):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/training/30_loggers.ipynb #619ad721
+# %% ../../nbs/training/30_loggers.ipynb #9f256a9e
 class TensorBoard(Callback):
     "Writes loss and rate of each step, and the record of each epoch, for TensorBoard."
     order = EarlyStopping.order - 10  # which may end training
-    in_lr_find = False
+    in_lr_find = decides = False
 
     def __init__(self,
         log_dir:str|Path|None=None,  # Folder; `runs/DATE_TIME` in the learner's path if None
@@ -134,11 +134,11 @@ def _summary_writer():
         raise ModuleNotFoundError(f"TensorBoard() needs the package tensorboard: {cure}") from e
     return SummaryWriter
 
-# %% ../../nbs/training/30_loggers.ipynb #36a41de8
+# %% ../../nbs/training/30_loggers.ipynb #b61f46d4
 class ShowGraph(Callback):
     "Draws the losses into the notebook after every epoch."
     order = EarlyStopping.order - 10  # which may end training
-    in_lr_find = False
+    in_lr_find = decides = False
 
     def __init__(self): self._shown = None  # the place in the notebook
 

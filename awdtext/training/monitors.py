@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['EarlyStoppingCallback', 'SaveModelCallback', 'falls', 'Monitor', 'EarlyStopping', 'SaveModel', 'ReduceLROnPlateau']
 
-# %% ../../nbs/training/29_monitors.ipynb #f5e339ea
+# %% ../../nbs/training/29_monitors.ipynb #f4b94657
 import math, sys
 from collections.abc import Callable
 
-from ..core import say
+from ..core import digest, say
 from .callback import Callback, CancelFitException
+from .checkpoint import bundle_path, read_bundle
 from .rnn import NTASGD
 from .schedule import ParamScheduler
 
@@ -119,7 +120,7 @@ def _positive_patience(patience):
     if patience < 1: raise ValueError(f"patience={patience} must be at least 1 epoch.")
     return patience
 
-# %% ../../nbs/training/29_monitors.ipynb #6212a9ac
+# %% ../../nbs/training/29_monitors.ipynb #b35e5128
 class SaveModel(Monitor):
     "Saves the weights whenever the figure improves, and loads the best after training."
     order = Monitor.order + 10  # before those that end training
@@ -138,6 +139,22 @@ class SaveModel(Monitor):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         self.fname,self.every_epoch,self.at_end,self.with_opt = fname,every_epoch,at_end,with_opt
         self._outer,self._fitting,self._current = None,False,False
+        self._digest,self._unsure = None,False   # of the weights in the file; whether it must still be looked at
+
+    def state_dict(self):
+        "Also which weights the file holds, and whether the model still does."
+        return {**super().state_dict(), 'current': self._current, 'digest': self._digest}
+
+    def load_state_dict(self, state):
+        "Go on from there, with the file that was saved then."
+        super().load_state_dict(state)
+        self._current,self._digest = state['current'],state['digest']
+        self._unsure = self._digest is not None and self._looks_for_best
+
+    def before_batch(self, learn):
+        "In a run that goes on, see that the file still holds the best weights."
+        if self._unsure: _check_file(learn, self.fname, self._digest)
+        self._unsure = False
 
     def before_fit(self, learn):
         "Begin anew."
@@ -168,7 +185,7 @@ class SaveModel(Monitor):
 
     def _save(self, learn, name):
         learn.save(name, with_opt=self.with_opt)
-        self._current = True
+        self._current,self._digest = True,_digest(learn)
 
     def _end(self, learn, raised):
         if self.best is None:
@@ -179,6 +196,17 @@ class SaveModel(Monitor):
         if not self._current: _load_only_weights(learn, self.fname, self.with_opt)
         self._current = True
         say(f"The model holds {best}, saved as {self.fname!r}.")
+
+
+def _digest(learn):
+    with learn.averaged(): return digest(*learn.model.state_dict().values())
+
+
+def _check_file(learn, fname, wanted):
+    path = bundle_path(learn.path / learn.model_dir / fname)
+    if path.is_file() and digest(*read_bundle(path, 'checkpoint')['weights'].values()) == wanted: return
+    raise ValueError(f"{path} does not hold the best weights that this run has saved there: put that file back, or "
+                     "begin the run anew in another folder.")
 
 
 def _load_only_weights(learn, fname, with_opt):

@@ -32,10 +32,10 @@ def table_line(
     "The `cells` under their `names`, right-aligned."
     return '  '.join(c.rjust(max(len(n), 8)) for c, n in zip(cells, names)).rstrip()
 
-# %% ../../nbs/training/26_progress.ipynb #858f242c
+# %% ../../nbs/training/26_progress.ipynb #8ebdffcc
 class ProgressCallback(Callback):
     "Shows the record while it grows."
-    order,in_lr_find = Recorder.order + 10,False  # the line must have been written
+    order,in_lr_find,decides = Recorder.order + 10,False,False  # the line must have been written
 
     def __init__(self):
         self.mode,self.names = 'file',None

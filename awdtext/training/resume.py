@@ -5,12 +5,16 @@
 # %% auto #0
 __all__ = ['parse_every', 'plain', 'describe', 'differences', 'RunFolder']
 
-# %% ../../nbs/training/33_resume.ipynb #78c2e78f
+# %% ../../nbs/training/33_resume.ipynb #c46a0616
 import inspect, re, time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
+from torch import Tensor
 
+from ..core import digest
 from .checkpoint import read_bundle, write_bundle
 
 # %% ../../nbs/training/33_resume.ipynb #a5c95919
@@ -27,12 +31,17 @@ def parse_every(
     if found[2] in _UNITS: return number * _UNITS[found[2]], 'seconds'
     return number, found[2].rstrip('s') + 's'
 
-# %% ../../nbs/training/33_resume.ipynb #176d2e73
+# %% ../../nbs/training/33_resume.ipynb #f1eca102
 def plain(
     value, # Anything
 ):         # The same in numbers, texts, lists and dicts; other objects by the name of their type
     "`value` as JSON can say it."
     if value is None or isinstance(value, (str, int, float, bool)): return value
+    if isinstance(value, Tensor): return value.item() if value.dim() == 0 else digest(value)
+    if isinstance(value, np.generic): return value.item()
+    if isinstance(value, slice): return ['slice', value.start, value.stop]
+    if isinstance(value, Path): return str(value)
+    if isinstance(value, partial): return [plain(value.func), plain(value.args), plain(value.keywords)]
     if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [plain(v) for v in value]
     return getattr(value, '__name__', type(value).__name__)
@@ -41,34 +50,40 @@ def plain(
 def describe(
     obj, # Whose constructor's arguments are attributes, as a callback's
 )->dict:
-    "The settings of `obj`."
+    "The settings of `obj`: what its method `describe` says, or the plain values of its constructor's arguments."
+    if hasattr(obj, 'describe'): return plain(obj.describe())
     names = inspect.signature(type(obj)).parameters
     return {name: plain(getattr(obj, name)) for name in names if hasattr(obj, name)}
 
-# %% ../../nbs/training/33_resume.ipynb #03ab9096
+# %% ../../nbs/training/33_resume.ipynb #5835b376
+class _Missing:
+    def __repr__(self): return 'not there'
+
+_missing = _Missing()
+
+
 def differences(
     theirs:dict, # Settings in the file
     ours:dict,   # Settings of this call
 )->list[str]:    # Such as `"fit.n_epoch was 3 and is 4"`
     "What two trees of settings say differently."
     a,b = _flat(theirs),_flat(ours)
-    both = {k: (_shown(a, k), _shown(b, k)) for k in dict.fromkeys([*a, *b])}
-    return [f"{k} was {x} and is {y}" for k, (x, y) in both.items() if x != y]
+    both = {k: (a.get(k, _missing), b.get(k, _missing)) for k in dict.fromkeys([*a, *b])}
+    return [f"{k} was {x!r} and is {y!r}" for k, (x, y) in both.items() if x != y and repr(x) != repr(y)]   # nan is nan
 
 
 def _flat(tree, path=''):
     if isinstance(tree, (list, tuple)): tree = dict(enumerate(tree))
-    if not isinstance(tree, dict): return {path: tree}
+    if not isinstance(tree, dict) or not tree: return {path: tree}
     return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{path}.{key}' if path else str(key)).items()}
 
+# %% ../../nbs/training/33_resume.ipynb #6d0a66b4
+def _number(file): return int(file.stem.removeprefix('run-'))
 
-def _shown(flat, key): return repr(flat[key]) if key in flat else 'not there'
 
-# %% ../../nbs/training/33_resume.ipynb #f3616a33
 def _check_folder(folder):
     if not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file: give a folder for the checkpoints.")
-    ours = re.compile(r'\.lock|\.?run-\d+\.safetensors(\.\d+\.part)?')
-    others = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
+    others = sorted(p.name for p in folder.iterdir() if not re.fullmatch(r'\..*|run-\d+\.safetensors', p.name))
     if others:
         raise ValueError(f"{folder} is not the folder of a run: it holds {', '.join(others[:3])}. Give a new one.")
 
@@ -79,7 +94,7 @@ def _read(files):
         cure = f"delete it to go on from {files[-2].name}" if len(files) > 1 else "delete it to begin anew"
         raise ValueError(f"{e} If it is damaged, {cure}.") from e
 
-# %% ../../nbs/training/33_resume.ipynb #ed765ba3
+# %% ../../nbs/training/33_resume.ipynb #aa655ca0
 class RunFolder:
     "The checkpoints of one run. A context: within it, the folder is locked."
     def __init__(self,
@@ -107,7 +122,7 @@ class RunFolder:
 
     def files(self)->list[Path]:
         "The checkpoints, oldest first."
-        return sorted(self.folder.glob('run-*.safetensors'))
+        return sorted(self.folder.glob('run-*.safetensors'), key=_number)
 
     def read(self)->dict|None: # None: there is none
         "The newest checkpoint, if it is of this run."
@@ -133,7 +148,7 @@ class RunFolder:
     )->Path:       # The file
         "Write a checkpoint, and delete all but the last two."
         start,files = time.monotonic(),self.files()
-        number = int(files[-1].stem.removeprefix('run-')) + 1 if files else 1
+        number = _number(files[-1]) + 1 if files else 1
         path = write_bundle(self.folder / f'run-{number:06d}', {**tree, 'settings': self.settings}, 'run')
         for old in files[:-1]: old.unlink()
         self.passed,self.written = {'steps': 0, 'epochs': 0},time.monotonic()

@@ -83,13 +83,17 @@ def slanted_triangular(
         return (1 + p * (ratio - 1)) / ratio
     return schedule
 
-# %% ../../nbs/training/24_schedule.ipynb #7a19c195
+# %% ../../nbs/training/24_schedule.ipynb #a08c401d
 class ParamScheduler(Callback):
     "Sets hyper-parameters of the optimiser from schedules, before every training batch."
     def __init__(self,
         scheds:dict, # Name (`'lr'`, `'wd'`, `'mom'`) -> (base value, function of progress)
     ):
         self.scheds = scheds
+
+    def describe(self)->dict: # Base values, and five values of each schedule
+        "The schedules in plain values, as two runs can compare them."
+        return {name: [base, [float(func(i / 4)) for i in range(5)]] for name, (base, func) in self.scheds.items()}
 
     def before_batch(self, learn):
         "Set every value to its base times its schedule."

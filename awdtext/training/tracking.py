@@ -14,13 +14,13 @@ import torch
 from ..core import say
 from .callback import Callback
 
-# %% ../../nbs/training/25_tracking.ipynb #bab5667f
+# %% ../../nbs/training/25_tracking.ipynb #7a3f707c
 _CURVES = 'losses lrs valid_steps valid_losses'.split()
 
 
 class Recorder(Callback):
     "Writes a line of `learn.record` for every epoch, and keeps the loss and the rate of every step."
-    order,in_lr_find = -20,False  # before all that read the record
+    order,in_lr_find,decides = -20,False,False  # before all that read the record
 
     def __init__(self):
         self.losses,self.lrs = [],[]                # one for every step
@@ -131,11 +131,11 @@ def _plot_sched(rec, ax):
     ax.set(xlabel='step', ylabel='learning rate')
     return ax
 
-# %% ../../nbs/training/25_tracking.ipynb #da7a11e9
+# %% ../../nbs/training/25_tracking.ipynb #dbccd007
 class TerminateOnNaN(Callback):
     "Raises a `FloatingPointError` when the loss is no longer a number, before the weights are spoilt."
     order = 50          # after those that add penalties, which can overflow too
-    in_lr_find = False
+    in_lr_find = decides = False
 
     def __init__(self,
         every:int=1, # Batches between two looks; on a GPU each look waits for the device
@@ -156,10 +156,10 @@ def _nan_message(learn):
     weights = "are those before this batch" if intact else "are no numbers either: load those you saved last"
     return f"{what} {where}. The weights {weights}. Use a lower rate, and look at this batch (learn.x, learn.y)."
 
-# %% ../../nbs/training/25_tracking.ipynb #4d851042
+# %% ../../nbs/training/25_tracking.ipynb #aa91465e
 class TimeLeft(Callback):
     "Says in one line, once in a fit, when training will take longer than `limit`."
-    in_lr_find = False
+    in_lr_find = decides = False
 
     def __init__(self,
         limit:float=3600.,             # Seconds that need no remark
