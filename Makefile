@@ -25,9 +25,10 @@ readme: $(STAMP) ## Write README.md from nbs/index.ipynb
 	$(call say,readme: writing README.md from nbs/index.ipynb)
 	@$(BIN)/python tools/readme.py
 
-bench: $(STAMP) ## Run every script in benchmarks/, one after the other
+bench: $(STAMP) ## Run every script in benchmarks/ on the corpora in DATA (hours; see benchmarks/README.md)
+	@test -n "$(DATA)" || { echo "Where are the corpora? Say make bench DATA=DIR; benchmarks/README.md says what is in DIR."; exit 1; }
 	$(call say,bench: scripts found in benchmarks/: $(words $(benchmarks)))
-	@set -e; for script in $(benchmarks); do printf '\n== bench: %s\n' $$script; $(BIN)/python $$script; done
+	@set -e; for script in $(benchmarks); do printf '\n== bench: %s\n' $$script; $(BIN)/python $$script --data $(DATA); done
 
 venv: $(STAMP) ## Make .venv and install the package in it
 

@@ -47,7 +47,9 @@ def pauses(config, vocab_sz, every, folder):
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', help='not needed, but given to every benchmark')
+    p.parse_args()
     rows = []
     for name, (config, vocab_sz) in models.items():
         with tempfile.TemporaryDirectory() as d:

@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #53466be2
+# %% ../../nbs/training/39_learner.ipynb #d96ac20b
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -287,7 +287,7 @@ class Learner:
         now = self._sources()
         begun = self._begun if self._at[1] else now
         random = (begun if self._at[2] else now)['random']             # a validation begins anew
-        place = {'at': self._at, 'done': done, 'n_iter': self.n_iter, 'begun': begun, 'random': random}
+        place = {'at': self._at, 'epoch': self.epoch, 'done': done, 'n_iter': self.n_iter, 'begun': begun, 'random': random}
         swapped = bool(self.average and self.average.swapped)
         with self.averaged(): self._run.write({**self._saved(), **place, **self._moment(), 'swapped': swapped})
 
@@ -300,7 +300,7 @@ class Learner:
     def _restore(self, batches=None):
         "Be as the killed run was when its checkpoint was written; some of its pass's `batches` are done."
         tree,self._resumed = self._resumed,None
-        self.epoch,n_done,_ = tree['at']
+        self.epoch,n_done = tree['epoch'],tree['at'][1]
         for _ in range(n_done if batches else 0):
             if self._stop: raise CancelFitException                    # nothing is new: nothing will be written
             next(batches)
