@@ -21,6 +21,8 @@ known_first_party = ["awdtext"]
 # imported only inside a notebook, where it is there
 DEP001 = ["IPython"]
 DEP003 = ["IPython"]
+# imported by torch.utils.tensorboard
+DEP002 = ["tensorboard"]
 """
 
 

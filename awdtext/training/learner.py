@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #d96ac20b
+# %% ../../nbs/training/39_learner.ipynb #f7d3e0a7
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -287,7 +287,8 @@ class Learner:
         now = self._sources()
         begun = self._begun if self._at[1] else now
         random = (begun if self._at[2] else now)['random']             # a validation begins anew
-        place = {'at': self._at, 'epoch': self.epoch, 'done': done, 'n_iter': self.n_iter, 'begun': begun, 'random': random}
+        place = {'at': self._at, 'epoch': self.epoch, 'done': done, 'n_iter': self.n_iter, 'begun': begun,
+                 'random': random}
         swapped = bool(self.average and self.average.swapped)
         with self.averaged(): self._run.write({**self._saved(), **place, **self._moment(), 'swapped': swapped})
 
