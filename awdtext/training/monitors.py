@@ -120,7 +120,27 @@ def _positive_patience(patience):
     if patience < 1: raise ValueError(f"patience={patience} must be at least 1 epoch.")
     return patience
 
-# %% ../../nbs/training/29_monitors.ipynb #b35e5128
+# %% ../../nbs/training/29_monitors.ipynb #224ccdf8
+def _digest(learn):
+    with learn.averaged(): return digest(*learn.model.state_dict().values())
+
+
+def _check_file(learn, fname, wanted):
+    path = bundle_path(learn.path / learn.model_dir / fname)
+    if path.is_file() and digest(*read_bundle(path, 'checkpoint')['weights'].values()) == wanted: return
+    raise ValueError(f"{path} does not hold the best weights that this run has saved there: put that file back, or "
+                     "begin the run anew in another folder.")
+
+
+def _load_only_weights(learn, fname, with_opt):
+    "Load, but keep the history, and the optimiser if none was saved."
+    record,curves,opt = list(learn.record),learn.recorder.state_dict(),learn.opt
+    learn.load(fname, with_opt=with_opt)
+    learn.record[:] = record
+    learn.recorder.load_state_dict(curves)
+    if not with_opt: learn.opt = opt
+
+# %% ../../nbs/training/29_monitors.ipynb #bf9b678d
 class SaveModel(Monitor):
     "Saves the weights whenever the figure improves, and loads the best after training."
     order = Monitor.order + 10  # before those that end training
@@ -196,26 +216,6 @@ class SaveModel(Monitor):
         if not self._current: _load_only_weights(learn, self.fname, self.with_opt)
         self._current = True
         say(f"The model holds {best}, saved as {self.fname!r}.")
-
-
-def _digest(learn):
-    with learn.averaged(): return digest(*learn.model.state_dict().values())
-
-
-def _check_file(learn, fname, wanted):
-    path = bundle_path(learn.path / learn.model_dir / fname)
-    if path.is_file() and digest(*read_bundle(path, 'checkpoint')['weights'].values()) == wanted: return
-    raise ValueError(f"{path} does not hold the best weights that this run has saved there: put that file back, or "
-                     "begin the run anew in another folder.")
-
-
-def _load_only_weights(learn, fname, with_opt):
-    "Load, but keep the history, and the optimiser if none was saved."
-    record,curves,opt = list(learn.record),learn.recorder.state_dict(),learn.opt
-    learn.load(fname, with_opt=with_opt)
-    learn.record[:] = record
-    learn.recorder.load_state_dict(curves)
-    if not with_opt: learn.opt = opt
 
 # %% ../../nbs/training/29_monitors.ipynb #bc5d6d0c
 class ReduceLROnPlateau(Monitor):
