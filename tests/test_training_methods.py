@@ -136,6 +136,12 @@ def test_lr_find_leaves_the_learner_as_it_was(opt_func, lr, before_any_fit):
     assert found._fields == ('valley', 'minimum') and found.valley == found[0]
 
 
+def test_a_suggestion_of_ones_own_is_called_as_fastai_calls_it():
+    seen = []
+    def mine(lrs, losses, num_it): return seen.append((len(lrs) == len(losses), num_it)) or 3e-3
+    assert lm_learner().lr_find(num_it=30, show_plot=False, suggest_funcs=mine) == (3e-3,) and seen == [(True, 30)]
+
+
 @pytest.mark.parametrize('error', [ZeroDivisionError, KeyboardInterrupt])
 def test_whatever_happens_in_lr_find_the_learner_is_restored(error):
     class Fail(Callback):

@@ -163,7 +163,7 @@ def lr_range(
     takes_gradients_as_they_are = isinstance(opt, (torch.optim.SGD, torch.optim.ASGD))
     return (1e-4, 1e3) if takes_gradients_as_they_are else (1e-7, 10.)
 
-# %% ../../nbs/training/24_schedule.ipynb #8430f792
+# %% ../../nbs/training/24_schedule.ipynb #3fa676ad
 def _checked(lrs, losses, least=3):
     "Both as arrays, or an error."
     lrs,losses = (np.asarray([float(o) for o in a]) for a in (lrs, losses))
@@ -182,7 +182,7 @@ def _checked(lrs, losses, least=3):
 def valley(
     lrs,                  # Rates, rising
     losses,               # Smoothed losses, as many
-    num_it:int|None=None, # Batches of the rehearsal; not used, every suggestion gets it
+    num_it:int|None=None, # Batches of the rehearsal, which `lr_find` tells every suggestion; not used
 )->float:                 # The rate
     "The rate half-way down the longest valley."
     lrs,losses = _checked(lrs, losses)
@@ -196,17 +196,17 @@ def valley(
 def steep(
     lrs,                  # Rates, rising
     losses,               # Smoothed losses, as many
-    num_it:int|None=None, # Batches of the rehearsal; not used, every suggestion gets it
+    num_it:int|None=None, # Batches of the rehearsal, which `lr_find` tells every suggestion; not used
 )->float:                 # The rate
     "The rate at which the loss falls fastest, per factor of the rate."
     lrs,losses = _checked(lrs, losses)
     return float(lrs[np.argmin(np.diff(losses) / np.diff(np.log(lrs)))])
 
-# %% ../../nbs/training/24_schedule.ipynb #6457ca61
+# %% ../../nbs/training/24_schedule.ipynb #35e472c4
 def minimum(
     lrs,                  # Rates, rising
     losses,               # Smoothed losses, as many
-    num_it:int|None=None, # Batches of the rehearsal; not used, every suggestion gets it
+    num_it:int|None=None, # Batches of the rehearsal, which `lr_find` tells every suggestion; not used
 )->float:                 # The rate
     "A tenth of the rate with the lowest loss."
     lrs,losses = _checked(lrs, losses)
@@ -216,7 +216,7 @@ def minimum(
 def slide(
     lrs,                    # Rates, rising
     losses,                 # Smoothed losses, as many
-    num_it:int|None=None,   # Batches of the rehearsal; not used, every suggestion gets it
+    num_it:int|None=None,   # Batches of the rehearsal, which `lr_find` tells every suggestion; not used
     lr_diff:int=15,         # Points between the two slopes compared
     thresh:float=.005,      # Slopes that differ less are the same
     adjust_value:float=1.,  # Factor of the result
