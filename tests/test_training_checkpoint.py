@@ -100,7 +100,7 @@ def test_other_bundles_are_refused_in_one_line(tmp_path, monkeypatch):
         read_bundle(path, ('classifier', 'language_model'))
     assert read_bundle(path, ('classifier', 'encoder'))['kind'] == 'encoder'
     monkeypatch.setattr(checkpoint, '_FORMAT_VERSION', 99)
-    with pytest.raises(ValueError, match="format version 1; this awdtext reads version 99"): read_bundle(path)
+    with pytest.raises(ValueError, match="format version 2; this awdtext reads version 99"): read_bundle(path)
     with pytest.raises(FileNotFoundError, match="There is no file"): read_bundle(tmp_path / 'nothing')
     with pytest.raises(FileNotFoundError, match="There is no file"): read_bundle(tmp_path)
 

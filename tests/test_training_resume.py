@@ -253,6 +253,16 @@ def test_a_checkpoint_cut_short_is_named_with_the_one_before_it(tmp_path, length
     assert_same(snapshot(again.model), snapshot(whole.model))
 
 
+def test_a_single_bit_that_has_changed_is_noticed(tmp_path):
+    a_run(tmp_path / 'run')
+    (file,) = (tmp_path / 'run').glob('run-*')
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1                                           # among the values of the last tensor
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match='the values of .* are not those that were written'): a_run(tmp_path / 'run')
+    assert file.read_bytes() == bytes(data)
+
+
 def test_two_runs_at_once_are_refused(tmp_path):
     def second(learn):
         if learn.iter: return
