@@ -34,7 +34,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine
     plot_lr_find, valley)
 from .tracking import Recorder, TerminateOnNaN
 
-# %% ../../nbs/training/39_learner.ipynb #d4526d3c
+# %% ../../nbs/training/39_learner.ipynb #4110e734
 _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
@@ -411,8 +411,9 @@ class Learner:
         lo,hi = lr_range(self.opt_func)
         finder = LRFinder(lo if start_lr is None else start_lr, hi if end_lr is None else end_lr, num_it, stop_div)
         self._rehearse(finder, num_it, 'rates')
-        names = [func.__name__ for func in listed(suggest_funcs)]
-        try: found = namedtuple('SuggestedLRs', names, rename=True)(*(f(*finder.curve, num_it) for f in listed(suggest_funcs)))
+        funcs = listed(suggest_funcs)
+        suggested = namedtuple('SuggestedLRs', [func.__name__ for func in funcs], rename=True)
+        try: found = suggested(*(func(*finder.curve, num_it) for func in funcs))
         except ValueError:
             if show_plot: plot_lr_find(finder.lrs, finder.losses)       # which is what one needs to see now
             raise
