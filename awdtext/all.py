@@ -8,6 +8,7 @@ __all__ = ['pd']
 # %% ../nbs/59_all.ipynb #923b24ac
 from pathlib import Path
 
+from . import recipes
 from .core import LazyModule, default_device, seed_all
 from .data.corpus import Corpus, make_corpus
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
@@ -27,6 +28,7 @@ from .models.decoder import linear_cross_entropy
 from .models.dropout import EmbeddingDropout, RNNDropout, VariationalDropout, WeightDropout
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
+from .recipes import Recipe, reproduce
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
 from .training.accumulate import GradientAccumulation
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
