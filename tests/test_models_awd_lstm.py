@@ -239,4 +239,5 @@ def test_a_configuration_can_be_given_in_four_ways():
 def test_drop_mult_scales_every_dropout_and_nothing_else():
     half,whole = AWDLSTMConfig(input_weight_p=.2).scaled(.5), AWDLSTMConfig(input_weight_p=.2)
     for name in whole.__dict__:
-        assert getattr(half, name) == getattr(whole, name) * (.5 if name.endswith('_p') else 1)
+        value = getattr(whole, name)
+        assert getattr(half, name) == (.5 * value if name.endswith('_p') else value)

@@ -7,6 +7,8 @@ __all__ = ['awd_lstm_lm_config', 'awd_lstm_clas_config', 'presets', 'AWDLSTMConf
            'check_state']
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #d13c7d7a
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
@@ -20,29 +22,36 @@ awd_lstm_lm_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir
                           input_p=0.25, embed_p=0.02, weight_p=0.2, tie_weights=True, out_bias=True)
 awd_lstm_clas_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir=False, output_p=0.4, hidden_p=0.3,
                             input_p=0.4, embed_p=0.05, weight_p=0.5)
+_choices = {'arch': ('AWD_LSTM', 'QRNN', 'GRU'), 'decoder': ('softmax', 'mos', 'adaptive')}
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f10299da
 @dataclass(frozen=True)
 class AWDLSTMConfig:
-    "Sizes and dropouts of an AWD-LSTM; the defaults are `awd_lstm_lm_config`."
-    emb_sz:int = 400            # Size of an embedding, and of the last layer's output
+    "Sizes and dropouts of an AWD-LSTM or of its kin; the defaults are `awd_lstm_lm_config`."
+    emb_sz:int = 400            # Size of an embedding, and of the last layer's output unless `n_hid_last` is given
     n_hid:int = 1152            # Size of the hidden state between the layers
-    n_layers:int = 3            # Number of LSTM layers
+    n_layers:int = 3            # Number of recurrent layers
     pad_token:int|None = 1      # Id of the padding token, which is not trained; None if there is none
     bidir:bool = False          # Only False is possible, see `AWD_LSTM`
     output_p:float = .1         # Dropout of the last layer's output
     hidden_p:float = .15        # Dropout between the layers
     input_p:float = .25         # Dropout of the first layer's input
     embed_p:float = .02         # Dropout of word types
-    weight_p:float = .2         # Dropout of hidden-to-hidden weights
+    weight_p:float = .2         # Dropout of hidden-to-hidden weights; in a QRNN, which has none, of all
     tie_weights:bool = True     # Does the decoder use the embedding's weights?
     out_bias:bool = True        # Does the decoder have a bias?
     input_weight_p:float = 0.   # Dropout of input-to-hidden weights
+    arch:str = 'AWD_LSTM'       # Which encoder: 'AWD_LSTM', 'QRNN' or 'GRU'
+    n_hid_last:int|None = None  # Size of the last layer's output; `emb_sz` if None
+    window:int = 2              # Steps that the first layer of a QRNN sees at once, 1 or 2
+    zoneout_p:float = 0.        # In a QRNN, probability that a cell keeps its value for a step
+    decoder:str = 'softmax'     # Which decoder: 'softmax', 'mos' or 'adaptive'
+    n_experts:int = 15          # Softmaxes in the mixture of decoder='mos'
+    latent_p:float = .29        # Dropout of what its softmaxes start from
+    cutoffs:tuple|None = None   # Of decoder='adaptive': ids at which a new cluster begins; the usual ones if None
 
     def __post_init__(self):
-        for name in ('emb_sz', 'n_hid', 'n_layers'):
-            if getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: use at least 1.")
-        for name in self.dropouts(): check_p(getattr(self, name), name)
+        _check_config(self)
 
     @classmethod
     def from_any(cls,
@@ -63,20 +72,41 @@ class AWDLSTMConfig:
         "One number to regularise more or less."
         return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
 
-    def sizes(self)->dict: # `emb_sz`, `n_hid` and `n_layers`
-        "What must agree for weights to fit from one model into another."
-        return {name: getattr(self, name) for name in ('emb_sz', 'n_hid', 'n_layers')}
+    def sizes(self)->dict: # `arch`, `emb_sz`, `n_hid`, `n_layers`, and of a QRNN `window`; `n_hid_last` if given
+        "What must agree for an encoder's weights to fit from one model into another."
+        names = ['arch', 'emb_sz', 'n_hid', 'n_layers'] + ['window'] * (self.arch == 'QRNN')
+        return {name: getattr(self, name) for name in names + ['n_hid_last'] * (self.n_hid_last is not None)}
 
-    def layer_sizes(self)->list[tuple]: # `(n_in, n_hid)` of each LSTM layer
-        "The layers lead from the embedding's size over `n_hid` back to the embedding's size."
-        sizes = [self.emb_sz] + [self.n_hid] * (self.n_layers - 1) + [self.emb_sz]
+    def layer_sizes(self)->list[tuple]: # `(n_in, n_hid)` of each recurrent layer
+        "The layers lead from the embedding's size over `n_hid` back to the embedding's size, or to `n_hid_last`."
+        sizes = [self.emb_sz] + [self.n_hid] * (self.n_layers - 1) + [self.n_hid_last or self.emb_sz]
         return list(zip(sizes[:-1], sizes[1:]))
 
     def macs_per_token(self,
         vocab_sz:int, # Size of the vocabulary
     )->int:           # A backward pass costs twice as many again
-        "Multiply-accumulates of a forward pass with a full softmax, for each token."
-        return sum(4 * n * (n_in + n) for n_in, n in self.layer_sizes()) + self.emb_sz * vocab_sz
+        "Multiply-accumulates of a forward pass with a full softmax, or a mixture of them, for each token."
+        sizes,n_softmaxes = self.layer_sizes(), self.n_experts if self.decoder == 'mos' else 1
+        if self.arch == 'QRNN':
+            layers = sum(3 * n * n_in for n_in, n in sizes) + (self.window - 1) * 3 * sizes[0][0] * sizes[0][1]
+        else: layers = sum((3 if self.arch == 'GRU' else 4) * n * (n_in + n) for n_in, n in sizes)
+        return layers + n_softmaxes * self.emb_sz * vocab_sz
+
+
+def _check_config(c):
+    if c.bidir: raise ValueError("bidir=True would let a language model see the word that it predicts: "
+                                 "train a second model with backwards=True and average the two.")
+    for name in ('emb_sz', 'n_hid', 'n_layers', 'n_experts', 'n_hid_last'):
+        n = getattr(c, name)
+        if n is not None and n < 1: raise ValueError(f"{name}={n}: use at least 1.")
+    for name, values in _choices.items():
+        if getattr(c, name) not in values:
+            raise ValueError(f"{name}={getattr(c, name)!r}: use one of {', '.join(map(repr, values))}.")
+    for name in c.dropouts(): check_p(getattr(c, name), name)
+    if c.window not in (1, 2): raise ValueError(f"window={c.window}: a QRNN's first layer sees 1 or 2 steps at once.")
+    if c.arch == 'QRNN' and c.input_weight_p:
+        raise ValueError("A QRNN has input weights alone, and weight_p drops them: leave input_weight_p at 0.")
+    if c.cutoffs is not None: object.__setattr__(c, 'cutoffs', tuple(c.cutoffs))  # a list, where a file was read
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f3d06c02
 presets = {
@@ -102,7 +132,7 @@ def _read_config(config, default):
 class EncoderOutput(NamedTuple):
     "What an encoder says of a window."
     raw:Tensor  # The last layer's output, before any output dropout, (bs, seq_len, emb_sz)
-    state:tuple # `(h, c)` of each layer, each (bs, n); the next window starts from it
+    state:tuple # `(h, c)` of each layer, each (bs, n), or what its kind has; the next window starts from it
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #0dff201c
 class AWD_LSTM(nn.Module):
@@ -119,29 +149,40 @@ class AWD_LSTM(nn.Module):
         weight_p:float=.5,        # Dropout of hidden-to-hidden weights
         bidir:bool=False,         # Not possible: a language model would read what it is to predict
         input_weight_p:float=0.,  # Dropout of input-to-hidden weights
+        n_hid_last:int|None=None, # Size of the output, if it is not `emb_sz`
     ):
         super().__init__()
-        if bidir: raise ValueError("bidir=True would let a language model see the word that it predicts: "
-                                   "train a second model with backwards=True and average the two.")
-        self.emb_sz,self.n_hid,self.n_layers,self.pad_token = emb_sz,n_hid,n_layers,pad_token
-        self.embedding = EmbeddingDropout(new_embedding(vocab_sz, emb_sz, pad_token), embed_p)
-        self.input_dp = VariationalDropout(input_p)
-        sizes = AWDLSTMConfig(emb_sz, n_hid, n_layers).layer_sizes()
-        self.rnns = nn.ModuleList([WeightDropLSTM(n_in, n, weight_p, input_weight_p) for n_in, n in sizes])
-        self.hidden_dps = nn.ModuleList([VariationalDropout(hidden_p) for _ in range(n_layers - 1)])
+        def new_layer(n_in, n, is_first): return WeightDropLSTM(n_in, n, weight_p, input_weight_p)
+        config = AWDLSTMConfig(emb_sz, n_hid, n_layers, pad_token, bidir, hidden_p=hidden_p, input_p=input_p,
+                               embed_p=embed_p, n_hid_last=n_hid_last)
+        self.assemble(vocab_sz, config, new_layer)
+
+    def assemble(self,
+        vocab_sz:int,         # Size of the vocabulary
+        config:AWDLSTMConfig, # Sizes, and the dropouts outside the layers
+        new_layer:Callable,   # From `(n_in, n_hid, is_first)` to a recurrent layer
+    )->None:
+        "Put an encoder together, of this kind or another."
+        self.emb_sz,self.n_hid,self.n_layers,self.pad_token = config.emb_sz,config.n_hid,config.n_layers,config.pad_token
+        sizes = config.layer_sizes()
+        self.out_sz = sizes[-1][1]
+        self.embedding = EmbeddingDropout(new_embedding(vocab_sz, self.emb_sz, self.pad_token), config.embed_p)
+        self.input_dp = VariationalDropout(config.input_p)
+        self.rnns = nn.ModuleList([new_layer(n_in, n, i == 0) for i, (n_in, n) in enumerate(sizes)])
+        self.hidden_dps = nn.ModuleList([VariationalDropout(config.hidden_p) for _ in sizes[1:]])
 
     @classmethod
     def from_config(cls,
         vocab_sz:int,         # Size of the vocabulary
-        config:AWDLSTMConfig, # Sizes and dropouts
+        config:AWDLSTMConfig, # Sizes and dropouts; those of the decoder are not looked at
     )->'AWD_LSTM':            # With fresh weights
-        "The encoder that `config` describes."
-        not_its = ('output_p', 'tie_weights', 'out_bias')  # what belongs to the decoder
-        return cls(vocab_sz, **{k: v for k, v in asdict(config).items() if k not in not_its})
+        "The encoder of this class that `config` describes."
+        its = inspect.signature(cls).parameters
+        return cls(vocab_sz, **{name: value for name, value in asdict(config).items() if name in its})
 
     def forward(self,
         ids:Tensor,       # Token ids, (bs, seq_len)
-        state:tuple=None, # `(h, c)` of each layer; zeros if None
+        state:tuple=None, # What the last window left; zeros if None
     )->EncoderOutput:     # Output of the last layer, and the new state
         "Read the window `ids` from `state`."
         embedded = self.embedding(ids.t()).transpose(0, 1)  # (bs, seq_len, emb_sz); memory is time first
@@ -149,9 +190,9 @@ class AWD_LSTM(nn.Module):
 
     def run_layers(self,
         x:Tensor,         # Embedded tokens, (bs, seq_len, emb_sz)
-        state:tuple=None, # `(h, c)` of each layer; zeros if None
+        state:tuple=None, # What the last window left; zeros if None
     )->EncoderOutput:     # Output of the last layer, and the new state
-        "The LSTM layers, with dropout between them."
+        "The recurrent layers, with dropout between them."
         check_state(state, len(self.rnns), len(x))
         new_state = []
         for i, rnn in enumerate(self.rnns):
@@ -175,7 +216,7 @@ def new_embedding(
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #cbc16467
 def check_state(
-    state:tuple|None, # `(h, c)` of each layer, or None
+    state:tuple|None, # For each layer a tuple of tensors, (bs, n); or None
     n_layers:int,     # How many layers there are
     bs:int,           # Size of the batch at hand
 )->None:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['chunk_rows', 'chunk_nll', 'add_grads', 'fused_nll', 'compute_dtype', 'linear_cross_entropy', 'drop_ignored',
-           'LinearDecoder']
+           'linear_nll', 'nll_of_counted', 'mean_of_counted', 'LinearDecoder']
 
 # %% ../../nbs/models/13_decoder.ipynb #361c36fc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .dropout import VariationalDropout
 
@@ -139,6 +140,42 @@ def drop_ignored(
                          f"use 0 to {vocab_sz - 1}, or {ignore_index} for what does not count.")
     return hidden, targets
 
+# %% ../../nbs/models/13_decoder.ipynb #407e78e7
+def linear_nll(
+    hidden:Tensor,       # Hidden states, (n, n_hid)
+    weight:Tensor,       # Decoder weights, (vocab_sz, n_hid)
+    bias:Tensor|None,    # Decoder bias, (vocab_sz,)
+    targets:Tensor,      # Target ids, (n,)
+    chunk:int|None=None, # Rows to do at once; what fits 64 MiB if None
+)->Tensor:               # (n,), in float32 or float64
+    "The negative log-probability of each target, in nats, a chunk of rows at a time."
+    chunk = chunk or chunk_rows(len(weight))
+    def nll(h, t):
+        z = F.linear(h, weight, bias)
+        return F.cross_entropy(z.to(torch.promote_types(z.dtype, torch.float32)), t, reduction='none')
+    rows = zip(hidden.split(chunk), targets.split(chunk))
+    return torch.cat([checkpoint(nll, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in rows])
+
+# %% ../../nbs/models/13_decoder.ipynb #586db9ec
+def nll_of_counted(
+    nll,            # From hidden states (n, n_hid) and target ids (n,) to nats (n,)
+    hidden:Tensor,  # Hidden states, (*, n_hid)
+    targets:Tensor, # Target ids, of the same leading shape; -100 does not count
+    vocab_sz:int,   # Targets that count must be below
+)->Tensor:          # Nats, of the shape of `targets`; 0 where they do not count
+    "`nll` of the targets that count, each in its place."
+    hidden,flat = hidden.flatten(0, -2), targets.flatten()
+    counted = nll(*drop_ignored(hidden, flat, -100, vocab_sz))
+    return counted.new_zeros(len(flat)).masked_scatter(flat != -100, counted).view(targets.shape)
+
+
+def mean_of_counted(
+    nll:Tensor,     # Nats of each target, 0 where it does not count
+    targets:Tensor, # Target ids; -100 does not count
+)->Tensor:          # A scalar; 0 if nothing counts
+    "The mean over the targets that count."
+    return nll.sum() / (targets != -100).sum().clamp(min=1)
+
 # %% ../../nbs/models/13_decoder.ipynb #f678dfd1
 class LinearDecoder(nn.Module):
     "From the encoder's output to the words, with weights of its own or those of the embedding."
@@ -170,3 +207,12 @@ class LinearDecoder(nn.Module):
         "Cross-entropy of `targets`, without the logits."
         weight = self.weight if weight is None else weight
         return linear_cross_entropy(hidden.flatten(0, -2), weight, self.bias, targets.flatten())
+
+    def nll(self,
+        hidden:Tensor,      # Hidden states, (*, n_hid)
+        targets:Tensor,     # Target ids, of the same leading shape; -100 does not count
+        weight:Tensor=None, # The tied weights, (n_out, n_hid); the layer's own if None
+    )->Tensor:              # Nats of each target, of the same shape; 0 where it does not count
+        "What `loss` is the mean of, one by one."
+        weight = self.weight if weight is None else weight
+        return nll_of_counted(lambda h, t: linear_nll(h, weight, self.bias, t), hidden, targets, len(weight))
