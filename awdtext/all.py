@@ -39,8 +39,8 @@ from .training.losses import activation_reg, temporal_activation_reg
 from .training.metrics import (AvgMetric, BalancedAccuracy, BitsPerChar, F1Score, F1ScoreMulti, FBeta,
     MatthewsCorrCoef, Metric, Perplexity, Precision, PrecisionMulti, R2Score, Recall, RecallMulti, RocAuc, RocAucBinary,
     RocAucMulti, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)
-from awdtext.training.monitors import (EarlyStopping, EarlyStoppingCallback, ReduceLROnPlateau, SaveModel,
-    SaveModelCallback)
+from .training.monitors import (EarlyStopping, EarlyStoppingCallback, KeepBest, NonmonotoneStopping,
+    ReduceLROnPlateau, SaveModel, SaveModelCallback)
 from .training.optim import SGD, Adam
 from .training.progress import ProgressCallback
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen

@@ -9,6 +9,7 @@ __all__ = ['map_embedding', 'TextLearner', 'advise_preset', 'LMLearner', 'langua
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
 import json, warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
+from .data.stream import positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
 from .data.vocab import Vocab, match_vocab
 from .lm.evaluate import LMScore, evaluate_lm
@@ -29,9 +31,10 @@ from .training.checkpoint import bundle_path, load_weights, read_bundle, write_b
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi
-from .training.optim import Adam, one_group
+from .training.monitors import KeepBest, NonmonotoneStopping
+from .training.optim import SGD, Adam, make_opt, one_group
 from .training.resume import plain
-from .training.rnn import NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
+from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen, rate_is_scheduled
 from .training.tracking import TimeLeft, format_hours
 
 # %% ../nbs/50_text_learner.ipynb #72a152b6
@@ -237,6 +240,32 @@ class LMLearner(TextLearner):
         for hidden, y in zip(self.out.dropped[known].split(512), self.y[known].split(512)):
             yield self.model.logits(hidden), y
 
+    def fit_ntasgd(self,
+        n_epoch:int,             # Passes of the first stage
+        finetune_epochs:int|None=None, # Passes of the second stage at most; as many as of the first if None; 0 for none
+        lr:float=30.,            # Rate of both: a number, a slice, or one for each group
+        n:int=5,                 # Latest epochs that trigger and stop leave out
+        wd:float|None=None,      # Weight decay; the learner's own if None
+        cbs=None,                # Callbacks for both stages
+        *,
+        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+        every:str='5min',        # How often a checkpoint is written
+    )->None:
+        "The paper's training: SGD, averaged once the trigger fires; then anew from the best weights, averaged at once."
+        n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, cbs)
+        best = KeepBest(reset_on_fit=False)
+        stages = [('ntasgd', 0, n_epoch, [NTASGD(n)]),
+                  ('finetune', n_epoch, n_epoch + most, [ASGD(start=1), NonmonotoneStopping(n)])]
+        with _staged(self):
+            for i, (name, first, end, own) in enumerate(stages[:1 + bool(most)], 1):
+                self.recorder.begin_stage(i)
+                self.fit(end, lr, wd, [*listed(cbs), *own, best], first, every=every,
+                         checkpoint=checkpoint and Path(checkpoint) / name)
+                if i == 1 and not (self.interrupted or self.average): say(_no_average(n_epoch))
+                best.restore(self)
+                if self.interrupted: return
+        say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
+
     def _advice(self, seconds): return advise_preset(seconds, self.config, len(self.dls.vocab))
 
     def _said(self, n): return _likeliest(self.model.logits(self.out.dropped[:n]), self.y[:n], self.dls.vocab)
@@ -293,6 +322,36 @@ class LMLearner(TextLearner):
         words = vocab.decode(drawn)
         tokens = words[::-1] + tokens if backwards else tokens + words
         return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
+
+# %% ../nbs/50_text_learner.ipynb #178eb89e
+def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
+    "The epochs of both stages, unless something cannot be."
+    n_epoch = positive_int(n_epoch, 'n_epoch')
+    most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
+    if lr is None: raise ValueError("lr=None: give a rate; the paper's is 30.")
+    if learn.dls.valid is None:
+        raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
+    if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
+        raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
+    return n_epoch, most
+
+
+@contextmanager
+def _staged(learn):
+    "Plain SGD, from the weights that the model shows; the record tells the stages."
+    kept = learn.opt_func
+    if not isinstance(make_opt(learn.model, kept, 1.), torch.optim.SGD): learn.opt_func = SGD
+    if learn.average: learn.average.show_mean()
+    learn.average = learn.opt = None
+    try: yield
+    finally:
+        learn.opt_func,learn.opt = kept,None
+        learn.recorder.begin_stage(0)
+
+
+def _no_average(n_epoch):
+    return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
+            "are no average. More epochs or a smaller n may bring one.")
 
 # %% ../nbs/50_text_learner.ipynb #affeb3b1
 def _likeliest(logits, y, vocab):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from training_helpers import lm_learner, plain_learner, two_classes, words
+from training_helpers import lm_data, lm_learner, plain_learner, two_classes, words
 
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import text_classifier_learner
@@ -100,7 +100,15 @@ def measured(folder, every='2steps'):
     return learn
 
 
-kinds = {f.__name__: f for f in (averaged, one_cycle, fine_tuned, shuffled, own_generator, measured)}
+def two_stages(folder, every='3steps'):
+    "The paper's training: the trigger fires in the first stage, and the criterion ends the second."
+    learn = lm_learner(lm_data(240, 130), opt_func=Adam, lr=.01)
+    learn.fit_ntasgd(3, 6, 20., n=0, checkpoint=folder, every=every, cbs=Linger)
+    assert learn.recorder.averaging_from and len(learn.record) < 9
+    return learn
+
+
+kinds = {f.__name__: f for f in (averaged, one_cycle, fine_tuned, shuffled, own_generator, measured, two_stages)}
 
 
 def result(learn):

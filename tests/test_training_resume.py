@@ -36,7 +36,7 @@ def same(a, b, path=''):
     else: assert a == b, f'{path}: {a} {b}'
 
 
-# SIGKILL, 32 times
+# SIGKILL, 40 times
 
 def killed(kind, folder, n_kills, seed):
     command = [sys.executable, here / 'killed_runs.py', kind, folder, str(n_kills), str(seed)]
@@ -48,7 +48,7 @@ def killed(kind, folder, n_kills, seed):
 
 
 @needs_posix
-@pytest.mark.parametrize('kind', ['averaged', 'one_cycle', 'fine_tuned', 'shuffled'])      # eight times each
+@pytest.mark.parametrize('kind', ['averaged', 'one_cycle', 'fine_tuned', 'shuffled', 'two_stages'])  # eight times each
 def test_killed_at_random_moments_a_run_ends_bit_identical(kind, tmp_path):
     (uncut,) = killed(kind, tmp_path / 'uncut', 0, 0)
     results = killed(kind, tmp_path / 'killed', 8, sum(map(ord, kind)))

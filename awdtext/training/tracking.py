@@ -26,6 +26,7 @@ class Recorder(Callback):
         self.losses,self.lrs = [],[]                # one for every step
         self.valid_steps,self.valid_losses = [],[]  # step at which a validation loss was measured, and the loss
         self.averaging_from = None                  # step at which averaging began
+        self.stages,self.stage = [],0               # step at which each stage began; number of the one at work, or 0
         self._new,self._trained = [],({}, {})       # losses still on the device; figures of the training pass
         self._epoch_start = self._train_start = 0.
 
@@ -33,15 +34,26 @@ class Recorder(Callback):
         "Losses and rates so far, and how long the epoch at hand has taken."
         self._read()
         now = time.perf_counter()
-        return {'averaging_from': self.averaging_from, 'trained': list(self._trained),
+        return {'averaging_from': self.averaging_from, 'stages': self.stages, 'stage': self.stage,
+                'trained': list(self._trained),
                 'elapsed': [now - self._epoch_start, now - self._train_start],
                 **{n: torch.tensor(getattr(self, n), dtype=torch.float64) for n in _CURVES}}
 
     def load_state_dict(self, state):
         "Go on from `state`."
         self.averaging_from,self._trained = state['averaging_from'],tuple(state['trained'])
+        self.stages,self.stage = list(state['stages']),state['stage']
         self._epoch_start,self._train_start = (time.perf_counter() - seconds for seconds in state['elapsed'])
         for n in _CURVES: setattr(self, n, state[n].tolist())
+
+    def begin_stage(self,
+        n:int, # Number of the stage, from 1; 0: the last one is over
+    )->None:
+        "The lines of the record tell from now on that they are of stage `n` of a procedure."
+        self._read()
+        if n == 1: self.stages,self.averaging_from = [],None
+        if n: self.stages.append(len(self.losses))
+        self.stage = n
 
     def before_epoch(self, learn):
         "Start the clock."
@@ -66,7 +78,8 @@ class Recorder(Callback):
     def after_epoch(self, learn):
         "Write the epoch's line."
         (loss, speed),seconds = self._trained,time.perf_counter() - self._epoch_start
-        learn.record.append({'epoch': learn.epoch, **loss, **learn.valid_figures, **speed, 'time': seconds})
+        stage = {'stage': self.stage} if self.stage else {}
+        learn.record.append({'epoch': learn.epoch, **stage, **loss, **learn.valid_figures, **speed, 'time': seconds})
         if 'valid_loss' in learn.valid_figures:
             self.valid_steps.append(len(self.losses))
             self.valid_losses.append(learn.valid_figures['valid_loss'])
@@ -83,7 +96,7 @@ class Recorder(Callback):
         skip_start:int=5,  # Steps left out at the beginning, where the loss is off the scale
         ax=None,           # Matplotlib axes to draw on; new ones if None
     ):                     # The axes
-        "The training loss (smoothed), the validation loss, and where averaging began."
+        "The training loss (smoothed), the validation loss, and where averaging and later stages began."
         return _plot_loss(self, skip_start, ax)
 
     def plot_sched(self,
@@ -120,6 +133,8 @@ def _plot_loss(rec, skip_start, ax):
     if rec.valid_losses: ax.plot(rec.valid_steps, rec.valid_losses, 'o-', color='C1', label='valid')
     if rec.averaging_from is not None:
         ax.axvline(rec.averaging_from, color='C2', linestyle='--', label='averaging begins')
+    for n, step in enumerate(rec.stages[1:], 2):
+        ax.axvline(step, color='C3', linestyle=':', label=f'stage {n} begins')
     ax.set(xlabel='step', ylabel='loss (nats)')
     ax.legend()
     return ax
