@@ -754,6 +754,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'awdtext.recipes._byte_name': ('recipes.html#_byte_name', 'awdtext/recipes.py'),
                                  'awdtext.recipes._check_chars': ('recipes.html#_check_chars', 'awdtext/recipes.py'),
                                  'awdtext.recipes._curve': ('recipes.html#_curve', 'awdtext/recipes.py'),
+                                 'awdtext.recipes._decoder': ('recipes.html#_decoder', 'awdtext/recipes.py'),
+                                 'awdtext.recipes._evaluate': ('recipes.html#_evaluate', 'awdtext/recipes.py'),
                                  'awdtext.recipes._figures': ('recipes.html#_figures', 'awdtext/recipes.py'),
                                  'awdtext.recipes._fit': ('recipes.html#_fit', 'awdtext/recipes.py'),
                                  'awdtext.recipes._pair': ('recipes.html#_pair', 'awdtext/recipes.py'),

@@ -26,7 +26,7 @@ from .data.tokenizer import special_tokens
 from .data.vocab import Vocab
 from .text_learner import LMLearner, language_model_learner
 from .training.metrics import BitsPerChar, Perplexity
-from .training.monitors import SaveModel
+from .training.monitors import KeepBest
 from .training.optim import SGD
 from .training.precision import supported
 from .training.resume import differences
@@ -40,7 +40,7 @@ class Recipe:
     "The settings of a published result; the defaults are those of awd-lstm-lm's `main.py`."
     name:str                    # What it is called in the shell
     tokens:str = 'words'        # What the files hold: `'words'` or `'chars'` between blanks, or any `'bytes'`
-    arch:str = 'LSTM'           # Kind of layers: `'LSTM'` or `'QRNN'`
+    arch:str = 'AWD_LSTM'       # Which encoder: `'AWD_LSTM'` or `'QRNN'`
     emb_sz:int = 400            # Size of an embedding, and of the last layer's output
     n_hid:int = 1150            # Size of the other layers
     n_layers:int = 3            # Number of layers
@@ -50,8 +50,8 @@ class Recipe:
     embed_p:float = .1          # Dropout of word types
     weight_p:float = .5         # Dropout of hidden-to-hidden weights; of a QRNN's, of all
     n_experts:int = 0           # Softmaxes of the mixture; 0 for a single one
-    nhidlast:int = 0            # Size of the last layer's output under a mixture
-    latent_p:float = 0.         # Dropout of the mixture's latent vectors
+    n_hid_last:int|None = None  # Size of the last layer's output; `emb_sz` if None
+    latent_p:float = 0.         # Dropout of what the mixture's softmaxes start from
     optimizer:str = 'sgd'       # `'sgd'`, with NT-ASGD and fine-tuning, or `'adam'`
     lr:float = 30.              # Learning rate
     when:tuple = ()             # Adam: epochs after which the rate falls to a tenth
@@ -77,7 +77,7 @@ class Recipe:
         if not 0 < factor < float('inf'):
             raise ValueError(f"scale={factor}: use a positive number, such as 0.25 for a quarter of each size.")
         if factor == 1: return self
-        sizes = {name: max(8, int(factor * size / 8 + .5) * 8) for name in ('emb_sz', 'n_hid', 'nhidlast')
+        sizes = {name: max(8, int(factor * size / 8 + .5) * 8) for name in ('emb_sz', 'n_hid', 'n_hid_last')
                  if (size := getattr(self, name))}
         return replace(self, **sizes, cache=None, dynamic=None, scale=self.scale * factor)
 
@@ -123,10 +123,10 @@ enwik8_lstm = Recipe('enwik8_lstm', 'bytes', **_adam, n_hid=1840, hidden_p=.1, o
                      bs=128, lr=1e-3, epochs=50, when=(25, 35))
 ptb_char_lstm = Recipe('ptb_char_lstm', 'chars', **_adam, emb_sz=200, n_hid=1000, hidden_p=.25, output_p=.1,
                        weight_p=.5, bptt=150, bs=128, lr=2e-3, epochs=500, when=(300, 400))
-ptb_mos = Recipe('ptb_mos', **_mos, emb_sz=280, n_hid=960, nhidlast=620, input_p=.4, hidden_p=.225, bs=12, lr=20.,
+ptb_mos = Recipe('ptb_mos', **_mos, emb_sz=280, n_hid=960, n_hid_last=620, input_p=.4, hidden_p=.225, bs=12, lr=20.,
                  finetune_lr=25., seed=28, epochs=1000, finetune_epochs=1000,
                  dynamic=older(.002, .075, .001, 1859, 17))
-wt2_mos = Recipe('wt2_mos', **_mos, emb_sz=300, n_hid=1150, nhidlast=650, input_p=.55, hidden_p=.2, bs=15, lr=15.,
+wt2_mos = Recipe('wt2_mos', **_mos, emb_sz=300, n_hid=1150, n_hid_last=650, input_p=.55, hidden_p=.2, bs=15, lr=15.,
                  finetune_lr=20., seed=1882, epochs=1000, finetune_epochs=1000,
                  dynamic=older(.002, .02, .002, 4177, 17))
 
@@ -225,8 +225,8 @@ def recipe_learner(
     precision:str|None=None,  # `'fp32'`, `'fp16'` or `'bf16'`; float32 if None
 )->LMLearner:
     "The untrained learner of a recipe."
-    names = 'emb_sz n_hid n_layers output_p hidden_p input_p embed_p weight_p'.split()
-    config = {name: getattr(recipe, name) for name in names}
+    names = 'arch emb_sz n_hid n_hid_last n_layers output_p hidden_p input_p embed_p weight_p'.split()
+    config = {name: getattr(recipe, name) for name in names} | _decoder(recipe, len(dls.vocab))
     learn = language_model_learner(
         dls, config=config, opt_func=SGD if recipe.optimizer == 'sgd' else torch.optim.Adam, lr=recipe.lr, wd=recipe.wd,
         alpha=recipe.alpha, beta=recipe.beta, metrics=Perplexity if recipe.tokens == 'words' else BitsPerChar, path=out,
@@ -234,6 +234,11 @@ def recipe_learner(
     learn.remove_cb(GradientClip).remove_cb(NTASGD).remove_cb(TimeLeft)
     for cb in (GradientClip(recipe.clip), TimeLeft(advice=_advice)): learn.add_cb(cb)
     return learn.add_cb(NTASGD(recipe.nonmono)) if recipe.optimizer == 'sgd' else learn
+
+
+def _decoder(recipe, vocab_sz):
+    if recipe.n_experts: return {'decoder': 'mos', 'n_experts': recipe.n_experts, 'latent_p': recipe.latent_p}
+    return {'decoder': 'adaptive' if vocab_sz > 75_000 else 'softmax'}            # as `main.py` chooses
 
 
 def _advice(seconds): return "A smaller scale and fewer epochs take less."
@@ -309,18 +314,35 @@ def reproduce(
 # %% ../nbs/53_recipes.ipynb #6def5cf4
 def _train(run, recipe, learn, every):
     "All stages, but for those that are done."
-    _fit(learn, recipe, run.file.parent, 0, every)
-    run.stage('train', lambda: _curve(learn))
-    run.stage('plain', lambda: {'plain': _figures(learn, recipe)})
+    out,fine = run.file.parent, recipe.finetune_epochs
+    _fit(learn, recipe, out, 0, every)
+    run.stage('train', lambda: {**_curve(learn), **({'unfinetuned': _figures(learn, recipe)} if fine else {})})
+    if fine:
+        _fit(learn, recipe, out, fine, every)
+        run.stage('finetune', lambda: _curve(learn, len(run.content['curve'])))
+    for stage, settings in (('plain', None), ('cache', recipe.cache), ('dynamic', recipe.dynamic)):
+        run.stage(stage, partial(_evaluate, learn, recipe, stage, settings))
 
 
 def _fit(learn, recipe, out, finetune_epochs, every):
-    "Train, and stop everything if the user says so."
-    learn.fit(recipe.epochs, recipe.lr, checkpoint=out / 'train', every=every)
+    "Train, or load what is trained already; what the user interrupts ends here."
+    keep = KeepBest()
+    if recipe.optimizer == 'sgd':
+        learn.fit_ntasgd(recipe.epochs, finetune_epochs, recipe.lr, recipe.nonmono, finetune_lr=recipe.finetune_lr,
+                         checkpoint=out / 'checkpoints', every=every)
+    else:
+        falling = ParamScheduler({'lr': (recipe.lr, step_decay(recipe.epochs, recipe.when))})
+        learn.fit(recipe.epochs, recipe.lr, cbs=[falling, keep], checkpoint=out / 'checkpoints' / 'adam', every=every)
     if learn.interrupted: raise KeyboardInterrupt
+    keep.restore(learn)
 
 
-def _curve(learn): return {'curve': learn.record, 'seconds': sum(row['time'] for row in learn.record)}
+def _curve(learn, first=0):
+    return {'curve': learn.record, 'seconds': sum(row['time'] for row in learn.record[first:])}
+
+
+def _evaluate(learn, recipe, stage, settings):
+    return {stage: _figures(learn, recipe)}
 
 
 def _figures(learn, recipe):

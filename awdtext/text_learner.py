@@ -243,23 +243,25 @@ class LMLearner(TextLearner):
     def fit_ntasgd(self,
         n_epoch:int,             # Passes of the first stage
         finetune_epochs:int|None=None, # Passes of the second stage at most; as many as of the first if None; 0 for none
-        lr:float=30.,            # Rate of both: a number, a slice, or one for each group
+        lr:float=30.,            # Rate: a number, a slice, or one for each group
         n:int=5,                 # Latest epochs that trigger and stop leave out
         wd:float|None=None,      # Weight decay; the learner's own if None
         cbs=None,                # Callbacks for both stages
         *,
+        finetune_lr:float|None=None,   # Rate of the second stage; that of the first if None
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',        # How often a checkpoint is written
     )->None:
         "The paper's training: SGD, averaged once the trigger fires; then anew from the best weights, averaged at once."
         n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, cbs)
         best = KeepBest(reset_on_fit=False)
-        stages = [('ntasgd', 0, n_epoch, [NTASGD(n)]),
-                  ('finetune', n_epoch, n_epoch + most, [ASGD(start=1), NonmonotoneStopping(n)])]
+        second = lr if finetune_lr is None else finetune_lr
+        stages = [('ntasgd', 0, n_epoch, lr, [NTASGD(n)]),
+                  ('finetune', n_epoch, n_epoch + most, second, [ASGD(start=1), NonmonotoneStopping(n)])]
         with _staged(self):
-            for i, (name, first, end, own) in enumerate(stages[:1 + bool(most)], 1):
+            for i, (name, first, end, rate, own) in enumerate(stages[:1 + bool(most)], 1):
                 self.recorder.begin_stage(i)
-                self.fit(end, lr, wd, [*listed(cbs), *own, best], first, every=every,
+                self.fit(end, rate, wd, [*listed(cbs), *own, best], first, every=every,
                          checkpoint=checkpoint and Path(checkpoint) / name)
                 if i == 1 and not (self.interrupted or self.average): say(_no_average(n_epoch))
                 best.restore(self)
