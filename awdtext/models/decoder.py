@@ -170,3 +170,17 @@ class LinearDecoder(nn.Module):
         "Cross-entropy of `targets`, without the logits."
         weight = self.weight if weight is None else weight
         return linear_cross_entropy(hidden.flatten(0, -2), weight, self.bias, targets.flatten())
+
+    @torch.no_grad()
+    def nll(self,
+        hidden:Tensor,      # Hidden states, (*, n_hid)
+        targets:Tensor,     # Target ids, of the same leading shape
+        weight:Tensor=None, # The tied weights, (n_out, n_hid); the layer's own if None
+    )->Tensor:              # Nats of each target, of the same shape; 0 where it is -100
+        "What `loss` is the mean of, one by one, a chunk of logits at a time; for evaluation, without a gradient."
+        weight = self.weight if weight is None else weight
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        def nats(h, t): return F.cross_entropy(F.linear(h, weight, self.bias).to(exact), t, reduction='none')
+        rows = chunk_rows(len(weight))
+        chunks = zip(hidden.flatten(0, -2).split(rows), targets.flatten().split(rows))
+        return torch.cat([nats(h, t) for h, t in chunks]).view(targets.shape)

@@ -54,6 +54,13 @@ class LanguageModel(nn.Module):
         "Cross-entropy of the next words."
         return self.decoder.loss(dropped, targets, self._tied_weight())
 
+    def nll(self,
+        dropped:Tensor, # From an `LMOutput`, (*, emb_sz)
+        targets:Tensor, # Ids of the next words, of the same leading shape
+    )->Tensor:          # Nats of each target, of the same shape; 0 where it is -100
+        "The losses that `loss` is the mean of, without a gradient."
+        return self.decoder.nll(dropped, targets, self._tied_weight())
+
     def _tied_weight(self): return self.encoder.embedding.weight if self.tie_weights else None
 
 # %% ../../nbs/models/14_language_model.ipynb #8c72da7d
