@@ -24,6 +24,8 @@ from .data.dataloaders import TextDataLoaders
 from .data.stream import LMDataLoader, positive_int
 from .data.tokenizer import special_tokens
 from .data.vocab import Vocab
+from .lm.dynamic_eval import DynamicEvaluation, gradient_statistics, tune_dynamic
+from .lm.neural_cache import NeuralCache, tune_cache
 from .text_learner import LMLearner, language_model_learner
 from .training.metrics import BitsPerChar, Perplexity
 from .training.monitors import KeepBest
@@ -304,7 +306,7 @@ def reproduce(
     dls = recipe_data(recipe, data)
     texts = {part: [dl.corpus.n_tokens, digest(dl.corpus.ids)] for part, dl in zip(PARTS, (dls.train, dls.valid, dls.test))}
     run = Results(out, {'recipe': asdict(recipe), 'precision': precision, 'texts': texts})
-    if run.content['stages_done'][-1:] != ['dynamic']:
+    if 'dynamic' not in run.content['stages_done']:
         run.write()
         seed_all(recipe.seed)
         _train(run, recipe, recipe_learner(recipe, dls, out, precision), every)
@@ -318,10 +320,10 @@ def _train(run, recipe, learn, every):
     _fit(learn, recipe, out, 0, every)
     run.stage('train', lambda: {**_curve(learn), **({'unfinetuned': _figures(learn, recipe)} if fine else {})})
     if fine:
+        n_before = len(learn.record)
         _fit(learn, recipe, out, fine, every)
-        run.stage('finetune', lambda: _curve(learn, len(run.content['curve'])))
-    for stage, settings in (('plain', None), ('cache', recipe.cache), ('dynamic', recipe.dynamic)):
-        run.stage(stage, partial(_evaluate, learn, recipe, stage, settings))
+        run.stage('finetune', lambda: _curve(learn, n_before))
+    for stage in _evaluations(recipe): run.stage(stage, partial(_HOW[stage], learn.to_fp32(), recipe))
 
 
 def _fit(learn, recipe, out, finetune_epochs, every):
@@ -341,15 +343,43 @@ def _curve(learn, first=0):
     return {'curve': learn.record, 'seconds': sum(row['time'] for row in learn.record[first:])}
 
 
-def _evaluate(learn, recipe, stage, settings):
-    return {stage: _figures(learn, recipe)}
-
-
-def _figures(learn, recipe):
-    scores = {part: learn.evaluate(part) for part in PARTS[1:]}
+def _figures(learn, recipe, **how):
+    scores = {part: learn.evaluate(part, **how) for part in PARTS[1:]}
     return {part: score.perplexity if recipe.tokens == 'words' else score.bpc for part, score in scores.items()}
 
+# %% ../nbs/53_recipes.ipynb #fc1b0e6e
+def _evaluations(recipe): return [stage for stage in _HOW if stage != 'cache' or recipe.tokens == 'words']
 
+
+def _plain(learn, recipe):
+    learn.export('language_model')
+    return {'plain': _figures(learn, recipe)}
+
+
+def _cached(learn, recipe):
+    cache = NeuralCache(*recipe.cache) if recipe.cache else tune_cache(learn.model, _beginning(learn))[0].settings
+    return {'cache': {**_figures(learn, recipe, cache=cache), **asdict(cache), 'tuned': recipe.cache is None}}
+
+
+def _dynamic(learn, recipe):
+    stats = gradient_statistics(learn.model, learn.dls.train.corpus.ids)
+    settings = DynamicEvaluation(*recipe.dynamic) if recipe.dynamic else _tuned_dynamic(learn, recipe, stats)
+    figures = _figures(learn, recipe, dynamic=settings, stats=stats)
+    return {'dynamic': {**figures, **asdict(settings), 'tuned': recipe.dynamic is None}}
+
+
+def _tuned_dynamic(learn, recipe, stats):
+    times = 1 if recipe.tokens == 'words' else 4
+    lrs,decays = ([times * rate for rate in grid] for grid in ((3e-5, 5e-5, 1e-4), (.001, .002, .005)))
+    return tune_dynamic(learn.model, _beginning(learn), stats, lrs, decays, bptt=5 * times)[0].settings
+
+
+def _beginning(learn): return learn.dls.valid.corpus.ids[:30_000]
+
+
+_HOW = {'plain': _plain, 'cache': _cached, 'dynamic': _dynamic}
+
+# %% ../nbs/53_recipes.ipynb #d6472ae3
 def format_results(
     content:dict, # From `reproduce`
 )->str:           # Some lines

@@ -22,8 +22,10 @@ from .data.dataloaders import TextDataLoaders, label_text, show_rows
 from .data.stream import positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
 from .data.vocab import Vocab, match_vocab
-from .lm.evaluate import LMScore, evaluate_lm
+from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
+from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.generate import generate
+from .lm.neural_cache import NeuralCache, tune_cache
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import get_language_model, lm_split
@@ -297,13 +299,31 @@ class LMLearner(TextLearner):
     def evaluate(self,
         part='valid',  # `'train'`, `'valid'`, `'test'`, or a list of texts
         bs:int=1,      # Streams; 1 is exact
+        cache:NeuralCache|None=None,         # Mix with a cache of these settings
+        dynamic:DynamicEvaluation|None=None, # Let a copy of the model learn on the way
+        stats:dict|None=None,                # Its `gradient_statistics`; made from the training part if None
     )->LMScore:
         "Exact loss and perplexity: one stream, every token once."
-        if not isinstance(part, str): dl = self.dls.test_dl(part)
-        elif part in ('train', 'valid', 'test'): dl = getattr(self.dls, part)
-        else: raise ValueError(f"part={part!r} must be 'train', 'valid', 'test', or a list of texts.")
-        if dl is None: raise ValueError(f"These data have no {part} part.")
-        with self.averaged(): return evaluate_lm(self.model, dl.corpus.ids, bs=bs, bptt=self.dls.seq_len)
+        with self.averaged(): return _evaluate(self, _part_ids(self.dls, part), bs, cache, dynamic, stats)
+
+    def tune_cache(self,
+        part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts
+        windows:tuple=(500, 2000, 3785),     # How many positions are remembered
+        thetas:tuple=(.1, .3, .662, 1.),     # How much likeness counts
+        lams:tuple=(.05, .1, .1279, .2, .3), # Shares of the cache
+    )->list[GridPoint]:
+        "Caches with their scores, the best first; the text is read once."
+        with self.averaged(): return tune_cache(self.model, _part_ids(self.dls, part), windows, thetas, lams)
+
+    def tune_dynamic(self,
+        part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts
+        lrs:tuple=(3e-5, 5e-5, 1e-4),        # Rates of the steps
+        decays:tuple=(.001, .002, .005),     # Rates of the return
+        n_tokens:int|None=30_000,            # How much is read from the beginning; all if None
+        stats:dict|None=None,                # The model's `gradient_statistics`; made from the training part if None
+    )->list[GridPoint]:
+        "Settings of dynamic evaluation with their scores, the best first."
+        with self.averaged(): return _tune_dynamic(self, _part_ids(self.dls, part)[:n_tokens], lrs, decays, stats)
 
     def predict(self,
         text:str|list[str],          # Where to begin
@@ -354,6 +374,32 @@ def _staged(learn):
 def _no_average(n_epoch):
     return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
             "are no average. More epochs or a smaller n may bring one.")
+
+# %% ../nbs/50_text_learner.ipynb #17fffd40
+def _part_ids(dls, part):
+    "The token ids of a part of the data, or of a list of texts."
+    if not isinstance(part, str): dl = dls.test_dl(part)
+    elif part in ('train', 'valid', 'test'): dl = getattr(dls, part)
+    else: raise ValueError(f"part={part!r} must be 'train', 'valid', 'test', or a list of texts.")
+    if dl is None: raise ValueError(f"These data have no {part} part.")
+    return dl.corpus.ids
+
+
+def _evaluate(learn, ids, bs, cache, dynamic, stats):
+    if not dynamic: return (cache.evaluate if cache else evaluate_lm)(learn.model, ids, bs, learn.dls.seq_len)
+    if bs != 1: raise ValueError(f"bs={bs}: dynamic evaluation reads one stream; use bs=1.")
+    return dynamic_evaluate(learn.model, ids, _statistics(learn, stats), **asdict(dynamic), cache=cache)
+
+
+def _tune_dynamic(learn, ids, lrs, decays, stats):
+    return tune_dynamic(learn.model, ids, _statistics(learn, stats), lrs, decays)
+
+
+def _statistics(learn, stats):
+    "`stats`, or those of the training part."
+    if learn.precision.name != 'fp32':
+        raise ValueError(f"Steps of dynamic evaluation are lost in {learn.precision.name}: call to_fp32() before.")
+    return gradient_statistics(learn.model, _part_ids(learn.dls, 'train')) if stats is None else stats
 
 # %% ../nbs/50_text_learner.ipynb #affeb3b1
 def _likeliest(logits, y, vocab):
