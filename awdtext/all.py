@@ -18,7 +18,7 @@ from .data.dataloaders import ColSplitter, RandomSplitter, TextDataLoaders, get_
 from .data.datasets import URLs, docstrings, untar_data
 from .data.stream import LMDataLoader, RandomBPTT, unigram_perplexity
 from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
-    SpacyTokenizer, Tokenizer, default_post_rules, default_rules, detokenize, special_tokens)
+    CharTokenizer, SpacyTokenizer, Tokenizer, default_post_rules, default_rules, detokenize, special_tokens)
 from .data.vocab import Vocab, make_vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import LMScore, evaluate_lm
@@ -27,9 +27,12 @@ from .lm.neural_cache import NeuralCache, tune_cache
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, awd_lstm_lm_config, presets
 from .models.classifier import TextClassifier, get_text_classifier
 from .models.decoder import linear_cross_entropy
+from .models.decoders import AdaptiveDecoder, MixtureDecoder
 from .models.dropout import EmbeddingDropout, RNNDropout, VariationalDropout, WeightDropout
+from .models.gru import GRU, WeightDropGRU
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
+from .models.qrnn import QRNN, WeightDropQRNN
 from .recipes import Recipe, reproduce
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
 from .training.accumulate import GradientAccumulation

@@ -20,7 +20,7 @@ from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
 from .data.stream import positive_int
-from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
+from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, check_characters, reads_characters
 from .data.vocab import Vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
@@ -28,7 +28,7 @@ from .lm.generate import generate
 from .lm.neural_cache import NeuralCache, tune_cache
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
-from .models.language_model import get_language_model, lm_split
+from .models.language_model import encoders, get_language_model, lm_split
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
@@ -64,7 +64,12 @@ def _check_reading(bundle, dls, source):
         way = ('forwards', 'backwards')[bundle['backwards']]
         raise ValueError(f"The encoder in {source} reads texts {way}, these data do not: "
                          f"make them with backwards={bundle['backwards']}.")
-    if bundle['tokenizer'] != _tokenizer_state(dls.tokenizer):
+    theirs,ours = bundle['tokenizer'], _tokenizer_state(dls.tokenizer)
+    if reads_characters(theirs) != reads_characters(ours):
+        units = ('words', 'characters') if reads_characters(ours) else ('characters', 'words')
+        raise ValueError(f"The encoder in {source} reads {units[0]}, these data are {units[1]}: make them with the "
+                         "tok_tfm that its data had.")
+    if theirs != ours:
         warnings.warn(f"The encoder in {source} had its texts cut into words by another tokenizer than these data: "
                       "words that only one of them makes cannot be matched. Give both the same tok_tfm and rules.",
                       stacklevel=4)
@@ -211,8 +216,9 @@ def advise_preset(
     limit:float=3600.,     # Time that is wanted
 )->str:
     "A line that names the largest preset which needs at most `limit`, or the smallest."
-    per_mac = seconds / config.macs_per_token(vocab_sz)
-    costs = {name: per_mac * c.macs_per_token(vocab_sz) for name, c in presets.items()}
+    per_mac,own = seconds / config.macs_per_token(vocab_sz), ('emb_sz', 'n_hid', 'n_layers')
+    sized = {name: replace(config, **{key: getattr(c, key) for key in own}) for name, c in presets.items()}
+    costs = {name: per_mac * c.macs_per_token(vocab_sz) for name, c in sized.items()}
     smaller = {name: s for name, s in costs.items() if s < .9 * seconds}
     if not smaller: return "No preset is smaller: use less text or a smaller vocabulary (max_vocab)."
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
@@ -226,7 +232,7 @@ class LMLearner(TextLearner):
     def forward(self):
         "Read the window from the state that the last one left."
         self.out = self.model(self.x, self.state)
-        self.state = tuple((h.detach(), c.detach()) for h, c in self.out.state)
+        self.state = tuple(tuple(o.detach() for o in layer) for layer in self.out.state)
 
     def get_loss(self):
         "Mean nats per token."
@@ -343,7 +349,7 @@ class LMLearner(TextLearner):
                               [vocab.stoi[t] for t in silent if t in vocab], seed))
         words = vocab.decode(drawn)
         tokens = words[::-1] + tokens if backwards else tokens + words
-        return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
+        return self.dls.tokenizer.detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
 
 # %% ../nbs/50_text_learner.ipynb #178eb89e
 def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
@@ -411,12 +417,13 @@ def _prompt(text, dls):
     "The tokens that are read before the first word is drawn."
     tok = dls.tokenizer
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
+    if tok and tok.reads_characters: check_characters(tokens)
     return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 
 # %% ../nbs/50_text_learner.ipynb #ef1d38ef
 def language_model_learner(
     dls:TextDataLoaders,            # Made with `is_lm=True`
-    arch=AWD_LSTM,                  # The encoder's class
+    arch=AWD_LSTM,                  # The encoder's class: `AWD_LSTM`, `QRNN` or `GRU`
     config=None,                    # Preset's name, dict of settings, `AWDLSTMConfig`; fastai's if None
     drop_mult:float=1.,             # Multiplies all dropouts
     backwards:bool=False,           # Must agree with `dls`: whether texts are read from their end
@@ -439,7 +446,7 @@ def language_model_learner(
     _check_encoder(arch, pretrained, pretrained_fnames)
     source = pretrained and _find_bundle(pretrained, Path(path or dls.path) / model_dir)
     bundle = source and read_bundle(source, 'encoder')
-    config = _fitted(AWDLSTMConfig.from_any(config), bundle, dls.vocab)
+    config = _fitted(_of_arch(AWDLSTMConfig.from_any(config), arch, bundle), bundle, dls.vocab)
     model = get_language_model(len(dls.vocab), config, drop_mult)
     learn = LMLearner(dls, model, config, {}, None, opt_func or Adam, 5e-3 if lr is None else lr, lm_split, metrics,
                       path, model_dir, wd, alpha, beta)
@@ -451,8 +458,18 @@ def language_model_learner(
 
 def _fitted(config, bundle, vocab):
     "`config` for this vocabulary, with the sizes of the encoder in `bundle` if there is one."
-    theirs = AWDLSTMConfig(**bundle['config']).sizes() if bundle else {}
+    theirs = {'n_hid_last': None, **AWDLSTMConfig(**bundle['config']).sizes()} if bundle else {}
     return replace(config, pad_token=vocab.pad_idx, **theirs)
+
+
+def _of_arch(config, arch, bundle):
+    "`config` for the encoder `arch`; where that is the default, what `config` or the encoder in `bundle` says holds."
+    said = AWDLSTMConfig(**bundle['config']).arch if bundle else config.arch
+    if arch is AWD_LSTM or said == arch.__name__: return replace(config, arch=said)
+    if bundle or said != AWD_LSTM.__name__:
+        raise ValueError(f"arch={arch.__name__} and {'the encoder' if bundle else 'config'} is of arch={said}: "
+                         f"use arch={said}.")
+    return replace(config, arch=arch.__name__)
 
 
 def _check_data(dls, backwards, is_lm):
@@ -464,7 +481,8 @@ def _check_data(dls, backwards, is_lm):
 
 
 def _check_encoder(arch, pretrained, pretrained_fnames):
-    if arch is not AWD_LSTM: raise ValueError(f"arch={arch!r} is not known: use AWD_LSTM.")
+    if arch not in encoders.values():
+        raise ValueError(f"arch={arch!r} is not known: use one of the classes {', '.join(encoders)}.")
     if pretrained is True or pretrained_fnames is not None:
         raise ValueError("There is no pretrained model to download: train one, save_encoder(name), and give its name.")
 
@@ -478,7 +496,7 @@ def _check_memory(n_tokens, vocab_sz):
 # %% ../nbs/50_text_learner.ipynb #254dd9d8
 def text_classifier_learner(
     dls:TextDataLoaders,            # Made with labels
-    arch=AWD_LSTM,                  # The encoder's class
+    arch=AWD_LSTM,                  # The encoder's class: `AWD_LSTM`, `QRNN` or `GRU`
     seq_len:int=72,                 # Tokens at a time; the gradient goes back no farther
     config=None,                    # Preset's name, dict of settings, `AWDLSTMConfig`; fastai's if None
     backwards:bool=False,           # Must agree with `dls`: whether texts are read from their end
@@ -502,12 +520,12 @@ def text_classifier_learner(
     cbs=None,                       # More callbacks
     precision:str|None=None,        # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
 )->TextLearner:
-    "A classifier on an AWD-LSTM encoder (ULMFiT, Howard and Ruder 2018)."
+    "A classifier on an AWD-LSTM encoder, or one of its kin (ULMFiT, Howard and Ruder 2018)."
     _check_data(dls, backwards, is_lm=False)
     _check_encoder(arch, pretrained, None)
     source = pretrained and _find_bundle(pretrained, Path(path or dls.path) / model_dir)
     bundle = source and read_bundle(source, 'encoder')
-    config = _fitted(_classifier_config(config), bundle, dls.vocab)
+    config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
     loss,metric = _task(dls.labeler)

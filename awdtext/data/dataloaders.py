@@ -24,7 +24,8 @@ from ..core import default_device, display_mode, new_seed, say
 from .batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, is_missing
 from .corpus import Corpus, make_corpus
 from .stream import LMDataLoader, positive_int
-from .tokenizer import FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, special_tokens
+from awdtext.data.tokenizer import (FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, check_characters,
+    special_tokens)
 from .vocab import Vocab
 
 # %% ../../nbs/data/07_dataloaders.ipynb #ce062f57
@@ -310,6 +311,8 @@ class Recipe:
         self.seed = new_seed() if self.seed is None else self.seed
         self.device = default_device() if self.device is None else torch.device(self.device)
         if not isinstance(self.text_vocab, (Vocab, type(None))): self.text_vocab = Vocab(self.text_vocab)
+        if self.text_vocab and self.tokenizer and self.tokenizer.reads_characters:
+            check_characters(self.text_vocab.itos)
 
 
 def make_tokenizer(

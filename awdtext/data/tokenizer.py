@@ -6,7 +6,8 @@
 __all__ = ['UNK', 'PAD', 'BOS', 'EOS', 'FLD', 'TK_REP', 'TK_WREP', 'TK_UP', 'TK_MAJ', 'special_tokens', 'default_rules',
            'default_post_rules', 'WordTokenizer', 'fix_html', 'replace_rep', 'replace_wrep', 'spec_add_spaces',
            'rm_useless_spaces', 'replace_all_caps', 'replace_maj', 'lowercase', 'replace_space', 'BaseTokenizer',
-           'SpacyTokenizer', 'DocumentError', 'Tokenizer', 'detokenize']
+           'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Tokenizer', 'detokenize',
+           'CharTokenizer', 'reads_characters']
 
 # %% ../../nbs/data/02_tokenizer.ipynb #21b0c865
 import html, marshal, os, re, signal, sys, warnings
@@ -136,6 +137,31 @@ class BaseTokenizer:
     def to_dict(self)->dict: # Plain JSON
         "What `Tokenizer.from_dict` needs to make this again."
         return {'kind': self.kind}
+
+# %% ../../nbs/data/02_tokenizer.ipynb #0acb05ed
+class Characters:
+    "Words are characters."
+    kind = 'characters'
+
+    def __call__(self,
+        text:str, # Any text
+    )->list[str]: # Its characters
+        "Take `text` apart."
+        return list(text)
+
+    def to_dict(self)->dict: # Plain JSON
+        "What `Tokenizer.from_dict` needs to make this again."
+        return {'kind': self.kind}
+
+
+def check_characters(
+    tokens:Iterable[str], # Characters; special tokens are allowed too
+)->None:
+    "An error if there is a word among `tokens`."
+    for token in tokens:
+        if len(token) != 1 and token not in special_tokens:
+            raise ValueError(f"{token!r:.40} is a word, and this is for characters: give a text, or list(text); "
+                             "for words, use another tok_tfm than CharTokenizer.")
 
 # %% ../../nbs/data/02_tokenizer.ipynb #bcf9b593
 def _spacy_tokenizer(lang, special_toks):
@@ -370,6 +396,17 @@ class Tokenizer:
         for rule in self.post_rules: tokens = [rule(o) for o in tokens]
         return tokens
 
+    @property
+    def reads_characters(self): # bool
+        "Whether the tokens are characters."
+        return getattr(self.word_tok, 'kind', None) == Characters.kind
+
+    def detokenize(self,
+        tokens:Iterable[str], # As this tokenizer gave them, or a language model
+    )->str:                   # Readable text
+        "Tokens back to text: characters exactly, words by the function `detokenize`."
+        return ''.join(o for o in tokens if o not in _silent) if self.reads_characters else detokenize(tokens)
+
     def to_dict(self)->dict: # Plain JSON
         "Everything that is needed to make this tokenizer again."
         if not hasattr(self.word_tok, 'to_dict'): raise ValueError(f'{self.word_tok} cannot be saved: no `to_dict`.')
@@ -391,7 +428,7 @@ class Tokenizer:
 
 def _find_words(kind, **settings):
     "What `to_dict` of a word tokenizer described."
-    kinds = {o.kind: o for o in (SpacyTokenizer, BaseTokenizer)}
+    kinds = {o.kind: o for o in (SpacyTokenizer, BaseTokenizer, Characters)}
     if kind not in kinds: raise ValueError(f'unknown kind of words {kind!r}: known are {", ".join(kinds)}.')
     return kinds[kind](**settings)
 
@@ -450,3 +487,15 @@ def detokenize(
         parts.append(word)
         glue = opens or alone or habit in _no_space_after
     return ''.join(parts).strip()
+
+# %% ../../nbs/data/02_tokenizer.ipynb #9f1b5413
+class CharTokenizer(Tokenizer):
+    "Text to characters, without any rule; joined they are the text."
+    def __init__(self): super().__init__(Characters(), rules=(), post_rules=())
+
+
+def reads_characters(
+    described:dict|None, # What `Tokenizer.to_dict` returned, or anything else
+)->bool:
+    "Whether it is of a tokenizer whose tokens are characters."
+    return isinstance(described, dict) and described['words']['kind'] == Characters.kind
