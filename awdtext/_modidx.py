@@ -808,6 +808,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'awdtext.models.qrnn.qrnn_loop': ('models/qrnn.html#qrnn_loop', 'awdtext/models/qrnn.py'),
                                      'awdtext.models.qrnn.scan': ('models/qrnn.html#scan', 'awdtext/models/qrnn.py')},
             'awdtext.recipes': { 'awdtext.recipes.Recipe': ('recipes.html#recipe', 'awdtext/recipes.py'),
+                                 'awdtext.recipes.Recipe.__post_init__': ('recipes.html#recipe.__post_init__', 'awdtext/recipes.py'),
                                  'awdtext.recipes.Recipe.lasting': ('recipes.html#recipe.lasting', 'awdtext/recipes.py'),
                                  'awdtext.recipes.Recipe.scaled': ('recipes.html#recipe.scaled', 'awdtext/recipes.py'),
                                  'awdtext.recipes.Results': ('recipes.html#results', 'awdtext/recipes.py'),

@@ -100,7 +100,8 @@ def figures(learn):
     return {**{part: learn.evaluate(part, bs=10 if part == 'train' else 1).perplexity
                for part in ('valid', 'test', 'train')},
             'epochs': len(learn.record), 'averaging_from': learn.recorder.averaging_from,
-            'vocabulary': len(learn.dls.vocab), 'seconds': sum(row['time'] for row in learn.record), 'machine': machine()}
+            'vocabulary': len(learn.dls.vocab), 'seconds': sum(row['time'] for row in learn.record),
+            'machine': machine()}
 
 
 def train_without_averaging(learn, s, folder):
