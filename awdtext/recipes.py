@@ -291,8 +291,8 @@ def _read_results(file, settings):
     except ValueError as e: raise ValueError(f"{file} is damaged ({e}): delete it, or give another folder.") from e
     wrong = differences(content.get('settings', {}), settings) if isinstance(content, dict) else ['it has no settings']
     if not wrong: return content
-    raise ValueError(f"{file.parent} holds another run: {'; '.join(wrong[:3])}. To continue it, make the same call with "
-                     "the same data; for a new run, give another folder.")
+    raise ValueError(f"{file.parent} holds another run: {'; '.join(wrong[:3])}. To continue it, make the same call "
+                     "with the same data; for a new run, give another folder.")
 
 # %% ../nbs/53_recipes.ipynb #96c59901
 def reproduce(

@@ -20,7 +20,7 @@ def data(tmp_path_factory):
     words = [f'w{i}' for i in range(60)]
     (path / 'wikitext-2').mkdir()
     (path / 'imdb').mkdir()
-    for part, n in (('train', 150), ('valid', 30)):
+    for part, n in (('train', 150), ('valid', 30), ('test', 30)):
         lines = (' '.join(rng.choices(words + ['<unk>'], k=12)) for _ in range(n))
         (path / f'wikitext-2/{part}.txt').write_text('\n'.join(lines) + '\n')
     def review(kind): return ' '.join(rng.choices(words, k=8) + rng.choices(kind, k=4)) + '<br />The end.'
@@ -158,6 +158,97 @@ def test_fastais_weights_are_checked_before_they_are_judged(load):
     q.check_loss(model, {'x': x, 'y': y, 'loss': loss})
     with pytest.raises(SystemExit, match='not the same model'):
         q.check_loss(model, {'x': x, 'y': y, 'loss': loss + .001})
+
+
+tiny_ablation = {'tokens': [300, 120, 150], 'emb_sz': 6, 'n_hid': 10, 'bs': 4, 'bptt': 12, 'epochs': [2, 1]}
+
+
+@pytest.fixture
+def ablation(data, tmp_path, run):
+    def call(*args):
+        return run('ablation', '--data', data, '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work',
+                   '--settings', json.dumps(tiny_ablation), *args)
+    return call
+
+
+def test_ablation_is_shared_by_two_processes_and_told_again_from_the_file(ablation, tmp_path, load):
+    ablation('--seeds', 0, '--shard', '2/2')
+    first = ablation('--seeds', 0)
+    lines = (tmp_path / 'r.jsonl').read_text()
+    results = [json.loads(line) for line in lines.splitlines()]
+    rows = [r['row'] for r in results]
+    assert sorted(rows) == sorted(load('ablation').paper) and not list((tmp_path / 'work').iterdir())
+    assert rows[:4] == ['NT-ASGD', 'embedding dropout', 'AR/TAR', 'weight dropping']        # the second half came first
+    assert {r['row']: r['epochs'] for r in results} == {**dict.fromkeys(rows, 3), 'fine-tuning': 2}
+    assert len({r['test'] for r in results}) >= 8 and all(r['test'] > 1 for r in results)
+    second = ablation('--seeds', 0)
+    assert second.strip() in first and (tmp_path / 'r.jsonl').read_text() == lines
+    assert [row[:2] for row in cells(second)[2:4]] == [['AWD-LSTM', '1'], ['– fine-tuning', '1']]
+
+
+def test_an_ablation_that_is_stopped_goes_on(ablation, tmp_path, load, monkeypatch):
+    q = load('ablation')
+    evaluate = q.figures
+    def stopped(learn):
+        if len(learn.record) == 3: raise KeyboardInterrupt
+        return evaluate(learn)
+    with monkeypatch.context() as patch:
+        patch.setattr(q, 'figures', stopped)
+        with pytest.raises(KeyboardInterrupt): ablation('--seeds', 0, '--shard', '1/8')
+    assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 1
+    said = ablation('--seeds', 0, '--shard', '1/8')
+    rows = [json.loads(line)['row'] for line in (tmp_path / 'r.jsonl').read_text().splitlines()]
+    assert rows == ['fine-tuning', 'AWD-LSTM'] and 'is finished: its result is loaded' in said
+
+
+def test_each_row_takes_one_thing_away(data, load):
+    q = load('ablation')
+    def made(row):
+        s = q.settings(row, tiny_ablation)
+        learn = q.learner(data, 0, s)
+        c,penalties = learn.config, next(cb for cb in learn.cbs if type(cb).__name__ == 'RNNRegularizer')
+        return {'sizes': (c.emb_sz, c.n_hid, c.tie_weights), 'weight': c.weight_p, 'embed': c.embed_p, 'wd': learn.wd,
+                'penalties': (penalties.alpha, penalties.beta), 'windows': learn.dls.train.windows is not None,
+                'averaging': s['averaging'], 'others': (c.output_p, c.hidden_p, c.input_p, c.n_layers)}
+    full = made('AWD-LSTM')
+    assert full == {'sizes': (6, 10, True), 'weight': .5, 'embed': .1, 'wd': 1.2e-5, 'penalties': (2., 1.),
+                    'windows': True, 'averaging': True, 'others': (.4, .25, .4, 2)}
+    less = {'NT-ASGD': ('averaging', False), 'variable sequence lengths': ('windows', False), 'weight dropping': (
+            'weight', 0.), 'embedding dropout': ('embed', 0.), 'weight decay': ('wd', 0.), 'AR/TAR': (
+            'penalties', (0., 0.)), 'small embedding': ('sizes', (10, 10, True))}
+    assert set(less) | {'AWD-LSTM'} == set(q.changes)
+    for row, (name, value) in less.items(): assert made(row) == {**full, name: value}
+    whole = q.learner(data, 0, q.settings('variable sequence lengths', tiny_ablation)).dls.train
+    random_windows = q.learner(data, 0, q.settings('AWD-LSTM', tiny_ablation)).dls.train
+    assert torch.equal(*(torch.cat([x for x, _ in dl], 1) for dl in (whole, random_windows)))
+
+
+def test_without_averaging_the_rate_is_halved_by_the_trigger(load):
+    q = load('ablation')
+    cb,learn = q.HalveRate(), SimpleNamespace(opt=SimpleNamespace(param_groups=[{'lr': 30.}]), valid_figures={})
+    rates = []
+    for loss in (5, 4, 3, 3, 3, 3, 5.1, 5, 5, 5, 5, 5, 5, 5.2):
+        learn.valid_figures['valid_loss'] = loss
+        cb.after_epoch(learn)
+        rates.append(learn.opt.param_groups[0]['lr'])
+    assert rates == [30.] * 6 + [15.] * 7 + [7.5]
+
+
+def test_table_of_the_ablation(load):
+    q = load('ablation')
+    args = q.parse(['--seeds', '0', '1', '2'])
+    tests = {'AWD-LSTM': (100., 200., 300.), 'weight dropping': (110., 230., 330.), 'NT-ASGD': (99., 198., 300.),
+             'AR/TAR': (90., 180., 273.), 'fine-tuning': (101.,)}
+    results = [{'row': row, 'seed': seed, 'settings': q.settings(row), 'train': 50., 'valid': 2 * v, 'test': v}
+               for row, values in tests.items() for seed, v in enumerate(values)]
+    rows = {row[0]: row[1:] for row in cells(q.report(results, args))[2:]}
+    assert rows['AWD-LSTM'] == ['3', '50.0 ± 0.0', '400.0 ± 200.0', '200.0 ± 100.0', '', '', '', '']
+    assert rows['– weight dropping'][3:] == ['223.3 ± 110.2', '+11.7 ± 2.9', '+20.2', '+13.8', 'agrees']
+    assert rows['– AR/TAR'][4::3] == ['-9.7 ± 0.6', 'the reverse']
+    assert rows['– NT-ASGD'][4:] == ['-0.7 ± 0.6', '+11.2', '+5.9', 'within the noise']
+    assert rows['– fine-tuning'][0::7] == ['1', '-'] and rows['– weight decay'][:2] == ['0', '-']
+    for bad in ('3/2', '0/2', 'half'):
+        with pytest.raises(SystemExit): q.parse(['--shard', bad])
 
 
 def test_speed_is_tokens_over_seconds_of_cpu(load, monkeypatch):

@@ -73,7 +73,7 @@ def parsed(line):
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_number_of_the_command_line(name):
     recipe,said = RECIPES[name], parsed(published[name])
-    assert {ours: getattr(recipe, ours) for ours in flags} == {ours: getattr(said, flag) for ours, flag in flags.items()}
+    for ours, flag in flags.items(): assert getattr(recipe, ours) == getattr(said, flag), ours
     assert recipe.arch == {'LSTM': 'AWD_LSTM', 'QRNN': 'QRNN'}[said.model] and list(recipe.when) == said.when
     assert (recipe.finetune_epochs, recipe.finetune_lr) == finetuning.get(name, (0, 30))
     assert recipe.cache == pointer.get(name) and recipe.scale == 1 and recipe.name == name
@@ -138,7 +138,7 @@ def data(tmp_path):
     "A folder of made-up text; a line of the test part is empty."
     rng,folder = random.Random(0), tmp_path / 'data'
     folder.mkdir()
-    for part, n in (('train', 80), ('valid', 12), ('test', 10)): (folder / f'{part}.txt').write_text(text(rng, n, words))
+    for part, n in zip(PARTS, (80, 12, 10)): (folder / f'{part}.txt').write_text(text(rng, n, words))
     (folder / 'test.txt').write_text('\n' + (folder / 'test.txt').read_text())
     return folder
 
@@ -322,8 +322,8 @@ def test_a_killed_run_goes_on_to_the_same_figures(when, data, tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_command_that_is_killed(data, tmp_path):
     "The same by SIGKILL, at moments of chance."
-    command = [sys.executable, '-c', 'import sys; from awdtext.cli import main; sys.exit(main())', 'reproduce', 'wt2_lstm',
-               '--data', data, '--scale', '.01', '--epochs', '6', '--finetune-epochs', '3', '--out']
+    command = [sys.executable, '-c', 'import sys; from awdtext.cli import main; sys.exit(main())', 'reproduce',
+               'wt2_lstm', '--data', data, '--scale', '.01', '--epochs', '6', '--finetune-epochs', '3', '--out']
     env,rng = {**os.environ, 'OMP_NUM_THREADS': '1'}, random.Random(0)
     start = time.monotonic()
     subprocess.run([*command, tmp_path / 'whole'], check=True, env=env, stdout=subprocess.DEVNULL)
@@ -342,7 +342,8 @@ def test_a_command_that_is_killed(data, tmp_path):
 
 def test_a_recipe_without_its_files(data, tmp_path, shell):
     (data / 'test.txt').unlink()
-    for folder, missing in ((data, 'no test.txt in'), (tmp_path / 'none', 'no train.txt and no valid.txt and no test.txt')):
+    all_three = 'no train.txt and no valid.txt and no test.txt'
+    for folder, missing in ((data, 'no test.txt in'), (tmp_path / 'none', all_three)):
         status,out,err = shell('reproduce', 'wt2_lstm', '--data', folder, '--out', tmp_path / 'out')
         assert (status, out, len(err.splitlines())) == (1, '', 1) and missing in err
     assert not (tmp_path / 'out').exists()
