@@ -831,6 +831,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'awdtext.recipes._pair': ('recipes.html#_pair', 'awdtext/recipes.py'),
                                  'awdtext.recipes._plain': ('recipes.html#_plain', 'awdtext/recipes.py'),
                                  'awdtext.recipes._read_results': ('recipes.html#_read_results', 'awdtext/recipes.py'),
+                                 'awdtext.recipes._sizes': ('recipes.html#_sizes', 'awdtext/recipes.py'),
                                  'awdtext.recipes._train': ('recipes.html#_train', 'awdtext/recipes.py'),
                                  'awdtext.recipes._tuned_dynamic': ('recipes.html#_tuned_dynamic', 'awdtext/recipes.py'),
                                  'awdtext.recipes._versions': ('recipes.html#_versions', 'awdtext/recipes.py'),

@@ -33,7 +33,6 @@ from .models.gru import GRU, WeightDropGRU
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
 from .models.qrnn import QRNN, WeightDropQRNN
-from .recipes import Recipe, reproduce
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
 from .training.accumulate import GradientAccumulation
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,

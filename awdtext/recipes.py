@@ -37,6 +37,14 @@ from .training.schedule import ParamScheduler
 from .training.tracking import TimeLeft
 
 # %% ../nbs/53_recipes.ipynb #034f682f
+def _sizes(recipe, factor):
+    "Embedding and hidden sizes times `factor`, to the nearest multiple of 8."
+    if not 0 < factor < float('inf'):
+        raise ValueError(f"scale={factor}: use a positive number, such as 0.25 for a quarter of each size.")
+    sizes = {name: getattr(recipe, name) for name in ('emb_sz', 'n_hid', 'n_hid_last')}
+    return {name: max(8, int(factor * size / 8 + .5) * 8) for name, size in sizes.items() if size}
+
+# %% ../nbs/53_recipes.ipynb #4d0ce6a3
 @dataclass(frozen=True)
 class Recipe:
     "The settings of a published result; the defaults are those of awd-lstm-lm's `main.py`."
@@ -79,12 +87,8 @@ class Recipe:
         factor:float, # What to multiply embedding and hidden sizes with
     )->'Recipe':      # Sizes are multiples of 8; cache and dynamic evaluation are to be tuned
         "The same recipe for a smaller or larger model."
-        if not 0 < factor < float('inf'):
-            raise ValueError(f"scale={factor}: use a positive number, such as 0.25 for a quarter of each size.")
         if factor == 1: return self
-        sizes = {name: max(8, int(factor * size / 8 + .5) * 8) for name in ('emb_sz', 'n_hid', 'n_hid_last')
-                 if (size := getattr(self, name))}
-        return replace(self, **sizes, cache=None, dynamic=None, scale=self.scale * factor)
+        return replace(self, **_sizes(self, factor), cache=None, dynamic=None, scale=self.scale * factor)
 
     def lasting(self,
         epochs:int|None=None,          # Passes over the text; as they are if None

@@ -2,10 +2,11 @@
 
 The first 50,000 training tokens of WikiText-2 and a model of 0.74 million parameters, fifteen to a token, where the
 paper has 26 (Penn Treebank) and 16 (WikiText-2): it can learn its text by heart, and what keeps it from doing so is
-what the rows take away. The vocabulary is of words that come three times, 2,519. Sizes 96/256/2, bs 20, bptt 35; dropouts, AR, TAR, rate and clipping as published for Penn
-Treebank; 40 epochs of NT-ASGD, then at most 10 of fine-tuning; validation and test on 15,000 and 30,000 tokens. The
-weight decay is ten times the published one: a run has 3,500 steps, not 300,000, in which the published one would have
-shrunk the weights by a tenth. All this was fixed before the first run.
+what the rows take away. The vocabulary is of words that come three times, 2,519. Sizes 96/256/2, bs 20, bptt 35;
+dropouts, AR, TAR, rate and clipping as published for Penn Treebank; 40 epochs of NT-ASGD, then at most 10 of
+fine-tuning; validation and test on 15,000 and 30,000 tokens. The weight decay is ten times the published one: a run
+has 3,600 steps, not 300,000, in which the published one would have shrunk the weights by a tenth. All this was fixed
+before the first run.
 
 The rows, each the full training but for one thing:
 
