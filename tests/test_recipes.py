@@ -220,6 +220,13 @@ def test_adam_and_its_rates(tmp_path, monkeypatch):
     assert results['plain']['valid'] == pytest.approx(best[BitsPerChar().name], abs=.05)   # bits, of the best epoch
 
 
+def test_fine_tuning_of_the_mixture_has_its_own_rate(data, tmp_path):
+    recipe,rates = replace(recipes.ptb_mos.scaled(.02).lasting(1, 1), bs=8), Rates()
+    learn = recipe_learner(recipe, recipe_data(recipe, data), tmp_path).add_cb(rates)
+    for n in (0, recipe.finetune_epochs): recipes._fit(learn, recipe, tmp_path, n, '5min')
+    assert set(rates.seen) == {(0, 20.), (1, 25.)} and type(rates.opt) is torch.optim.SGD
+
+
 # From end to end
 
 short = ['--scale', '.01', '--epochs', '2', '--finetune-epochs', '1']
@@ -296,7 +303,7 @@ tiny = replace(recipes.wt2_lstm.scaled(.01).lasting(4, 2), bs=8, bptt=20, nonmon
 
 
 @pytest.mark.parametrize('when', ['ntasgd', 'finetune', 'evaluation'])
-def test_a_killed_run_goes_on_to_the_same_figures(when, data, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_figures(when, data, tmp_path, monkeypatch, capsys):
     whole = reproduce(tiny, data, tmp_path / 'whole')
     write,stage,n = RunFolder.write, Results.stage, [0]
     def killed_after(run, tree, **more):
@@ -316,7 +323,38 @@ def test_a_killed_run_goes_on_to_the_same_figures(when, data, tmp_path, monkeypa
                                       'evaluation': ['train', 'finetune', 'plain']}[when]
     assert [name in partial for name in ('unfinetuned', 'plain')] == [
         'train' in partial['stages_done'], 'plain' in partial['stages_done']]
+    capsys.readouterr()
     assert figures(reproduce(tiny, data, tmp_path / 'cut', every='3steps')) == figures(whole)
+    said = capsys.readouterr().out
+    assert [said.count('Going on with the run'), said.count('its result is loaded')] == {
+        'ntasgd': [1, 1], 'finetune': [1, 2], 'evaluation': [0, 3]}[when]
+
+
+def test_an_interrupted_run_goes_on(data, tmp_path, monkeypatch):
+    class Interrupt(Callback):
+        decides = False
+        def after_step(self, learn):
+            if learn.epoch == 2: raise KeyboardInterrupt
+    def learner(*args): return recipe_learner(*args).add_cb(Interrupt())
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, 'recipe_learner', learner)
+        with pytest.raises(KeyboardInterrupt): reproduce(tiny, data, tmp_path / 'out')
+    assert json.loads((tmp_path / 'out/results.json').read_text())['stages_done'] == []
+    whole = reproduce(tiny, data, tmp_path / 'whole')
+    assert figures(reproduce(tiny, data, tmp_path / 'out')) == figures(whole)
+
+
+def test_what_is_tuned_where_nothing_is_published(data, monkeypatch):
+    asked = []
+    def tune(model, ids, stats, lrs, decays, bptt):
+        asked.append((len(ids), lrs, decays, bptt))
+        return [SimplePoint(None)]
+    monkeypatch.setattr(recipes, 'tune_dynamic', tune)
+    learn = recipe_learner(tiny, recipe_data(tiny, data))
+    for recipe in (recipes.wt103_qrnn, recipes.ptb_char_lstm): recipes._tuned_dynamic(learn, recipe, {})
+    assert asked[0] == (120, [3e-5, 5e-5, 1e-4], [.001, .002, .005], 5)
+    assert asked[1] == (120, pytest.approx([1.2e-4, 2e-4, 4e-4]), pytest.approx([.004, .008, .02]), 20)
+    assert recipes._evaluations(recipes.ptb_char_lstm) == ['plain', 'dynamic']
 
 
 @pytest.mark.slow
@@ -328,11 +366,13 @@ def test_a_command_that_is_killed(data, tmp_path):
     start = time.monotonic()
     subprocess.run([*command, tmp_path / 'whole'], check=True, env=env, stdout=subprocess.DEVNULL)
     took = time.monotonic() - start
+    codes = []
     for _ in range(4):
         run = subprocess.Popen([*command, tmp_path / 'cut'], env=env, stdout=subprocess.DEVNULL)
         try: run.wait(rng.uniform(.2, .9) * took)
         except subprocess.TimeoutExpired: run.send_signal(signal.SIGKILL)
-        run.wait()
+        codes.append(run.wait())
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
     subprocess.run([*command, tmp_path / 'cut'], check=True, env=env, stdout=subprocess.DEVNULL)
     whole,cut = (json.loads((tmp_path / name / 'results.json').read_text()) for name in ('whole', 'cut'))
     assert figures(cut) == figures(whole)
