@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_lm_neural_cache import formula
-from training_helpers import assert_same, lm_data, lm_learner, snapshot, words
+from training_helpers import Do, assert_same, lm_data, lm_learner, snapshot, words
 
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.lm import dynamic_eval
@@ -227,13 +227,19 @@ def test_learner_takes_the_statistics_from_its_training_part():
     assert_same(before, snapshot(learn.model))
 
 
-def test_learner_evaluates_its_averages_and_goes_on_with_its_iterate():
-    learn = lm_learner(lm_data(), averaging=ASGD(start=1))
-    learn.fit(2)
-    before = snapshot(learn.model)
-    plain = learn.evaluate()
-    assert learn.evaluate(dynamic=DynamicEvaluation(lr=0.)).loss == pytest.approx(plain.loss, rel=1e-6)
-    assert_same(before, snapshot(learn.model))
+def test_amid_training_learner_evaluates_its_averages_and_goes_on_with_its_iterate():
+    seen,dynamic,cache = [], DynamicEvaluation(lr=0.), NeuralCache(9, 1., .2)
+    def look(learn):
+        ids,before = learn.dls.valid.corpus.ids, snapshot(learn.model)
+        stats = gradient_statistics(learn.model, [1, 2, 3])
+        ours = [learn.evaluate(dynamic=dynamic, stats=stats), learn.evaluate(cache=cache)]
+        assert_same(before, snapshot(learn.model))
+        with learn.averaged(): averages = [evaluate_lm(learn.model, ids), cache.evaluate(learn.model, ids)]
+        seen.append([score.loss for score in (*ours, *averages, evaluate_lm(learn.model, ids))])
+    lm_learner(lm_data(), averaging=ASGD(start=1)).fit(2, cbs=Do('after_train', look))
+    for moved, cached, average, average_cached, iterate in seen:
+        assert moved == pytest.approx(average, rel=1e-6) and cached == pytest.approx(average_cached, rel=1e-6)
+        assert abs(average - iterate) > 1e-4
 
 
 def test_learner_refuses_what_cannot_be(tmp_path):
