@@ -30,7 +30,7 @@ def ids(): return torch.randint(vocab_sz, (97,)) * torch.randint(2, (97,))
 
 
 def formula(h, probs, y, cache):
-    "Nats of each target of one stream: equations 2 and 3 of the paper, position by position."
+    "Nats of each target of one stream: the paper's two formulas, position by position."
     nats = []
     for t in range(len(y)):
         weight = [0.] * len(probs[t])
