@@ -100,6 +100,15 @@ def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
     assert 'Language model:' in third and 'draw 1' not in third
 
 
+def test_cost_of_the_cache_is_measured_with_data_and_without(data, tmp_path, run):
+    args = ['--tokens', 60, '--window', 9, '--sizes', 6, 8, 2, '--vocab', 50, '--bptt', 20, '--runs', 1]
+    for more in ([], ['--data', data]):
+        rows = cells(run('cache_cost', *args, *more))
+        assert [row[0] for row in rows[2:]] == ['`evaluate_lm`', '`NeuralCache(9)`']
+        assert all(float(cell.replace(',', '')) >= 0 for row in rows[2:] for cell in row[1:])
+    with pytest.raises(SystemExit, match='There is no wikitext-2/valid.txt'): run('cache_cost', '--data', tmp_path)
+
+
 @pytest.mark.parametrize('script, file', [('quality_lm', 'wikitext-2/train.txt'),
                                           ('quality_classifier', 'imdb/train.csv.gz')])
 def test_without_data_one_line_says_what_is_missing(script, file, tmp_path, run):

@@ -114,7 +114,7 @@ def dynamic_evaluate(
     state:tuple|None=None,   # Recurrent state to start from; zeros if None
     cache:NeuralCache|None=None, # Mix with this cache of the states of the moving model
 )->LMScore:
-    "As `evaluate_lm`, by a copy that makes a step after each window (Krause et al., 2018, section 4)."
+    "As `evaluate_lm`, by a copy that makes a step after each window (Krause et al., 2018)."
     settings,copy = DynamicEvaluation(lr, decay, eps, bptt),free_copy(model)
     check_statistics(model, stats)
     trained,moving = list(model.parameters()),list(copy.parameters())

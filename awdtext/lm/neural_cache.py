@@ -78,7 +78,7 @@ class CacheTally:
             for j, theta in enumerate(self.thetas):
                 logp = log_cache(likeness, seen, same, theta, -nll)
                 nats = mixed_nll(nll, logp, self.lams.to(nll))[:, known]      # (n_lams, n_known)
-                self.nats[i, j] += nats.double().sum(1).cpu()
+                self.nats[i, j] += nats.cpu().double().sum(1)
         self.n_tokens += int(known.sum())
         self.states,self.words = states[:, -max(self.windows):], words[:, -max(self.windows):]
 
