@@ -398,7 +398,7 @@ def test_losses_are_those_of_the_logits_with_every_encoder(arch, settings):
 
 
 @each_decoder
-def test_no_targets_cost_nothing(settings):
+def test_no_targets_cost_nothing_in_any_model(settings):
     lm,ids = new_lm(**settings), torch.randint(20, (3, 6))
     nothing = torch.full_like(ids, -100)
     loss = lm.loss(lm(ids).dropped, nothing)

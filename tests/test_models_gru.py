@@ -103,7 +103,8 @@ each_arch = pytest.mark.parametrize('arch', [AWD_LSTM, QRNN, GRU])
 
 @each_arch
 def test_dropouts_stand_where_the_awd_lstm_has_them(arch):
-    enc,ids = arch(VOCAB_SZ, 4, 6, 3, input_p=.3, hidden_p=.4, embed_p=.2, weight_p=0.), torch.randint(2, VOCAB_SZ, (3, 5))
+    enc = arch(VOCAB_SZ, 4, 6, 3, input_p=.3, hidden_p=.4, embed_p=.2, weight_p=0.)
+    ids = torch.randint(2, VOCAB_SZ, (3, 5))
     seed_all(4); ours = enc(ids).raw
     seed_all(4); x = enc.input_dp(enc.embedding(ids.t()).transpose(0, 1))
     for i, rnn in enumerate(enc.rnns):

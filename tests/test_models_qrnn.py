@@ -14,7 +14,8 @@ from awdtext.models.qrnn import QRNN, WeightDropQRNN, linear_recurrence, qrnn_lo
 VOCAB_SZ = 20
 
 
-def new_encoder(n_layers=3, **settings): return QRNN(VOCAB_SZ, emb_sz=4, n_hid=6, n_layers=n_layers, **settings).double()
+def new_encoder(n_layers=3, **settings):
+    return QRNN(VOCAB_SZ, emb_sz=4, n_hid=6, n_layers=n_layers, **settings).double()
 
 
 def slow_recurrence(a, b, c):

@@ -72,9 +72,9 @@ class AWDLSTMConfig:
         "One number to regularise more or less."
         return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
 
-    def sizes(self)->dict: # `arch`, `emb_sz`, `n_hid`, `n_layers`, and of a QRNN `window`; `n_hid_last` if given
+    def sizes(self)->dict: # `emb_sz`, `n_hid`, `n_layers`, `arch`, of a QRNN `window`, and `n_hid_last` if given
         "What must agree for an encoder's weights to fit from one model into another."
-        names = ['arch', 'emb_sz', 'n_hid', 'n_layers'] + ['window'] * (self.arch == 'QRNN')
+        names = ['emb_sz', 'n_hid', 'n_layers', 'arch'] + ['window'] * (self.arch == 'QRNN')
         return {name: getattr(self, name) for name in names + ['n_hid_last'] * (self.n_hid_last is not None)}
 
     def layer_sizes(self)->list[tuple]: # `(n_in, n_hid)` of each recurrent layer
@@ -163,9 +163,9 @@ class AWD_LSTM(nn.Module):
         new_layer:Callable,   # From `(n_in, n_hid, is_first)` to a recurrent layer
     )->None:
         "Put an encoder together, of this kind or another."
-        self.emb_sz,self.n_hid,self.n_layers,self.pad_token = config.emb_sz,config.n_hid,config.n_layers,config.pad_token
         sizes = config.layer_sizes()
-        self.out_sz = sizes[-1][1]
+        self.emb_sz,self.n_hid,self.out_sz = config.emb_sz,config.n_hid,sizes[-1][1]
+        self.n_layers,self.pad_token = config.n_layers,config.pad_token
         self.embedding = EmbeddingDropout(new_embedding(vocab_sz, self.emb_sz, self.pad_token), config.embed_p)
         self.input_dp = VariationalDropout(config.input_p)
         self.rnns = nn.ModuleList([new_layer(n_in, n, i == 0) for i, (n_in, n) in enumerate(sizes)])
