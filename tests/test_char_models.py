@@ -32,7 +32,8 @@ def char_dls(texts=texts, **options):
     return TextDataLoaders.from_texts(texts, **settings)
 
 
-def word_dls(**options): return TextDataLoaders.from_texts(texts, tok_tfm=BaseTokenizer(), seq_len=8, **common | options)
+def word_dls(**options):
+    return TextDataLoaders.from_texts(texts, **dict(tok_tfm=BaseTokenizer(), seq_len=8) | common | options)
 
 
 def lm(dls=None, **options):
@@ -45,7 +46,8 @@ def weights(learn): return {name: p.clone() for name, p in learn.model.state_dic
 # The tokenizer
 
 @pytest.mark.parametrize('text', [
-    '', ' ', 'a', '\r\n\t ', 'It\'s  &amp; <br /> "so"', 'xxbos xxmaj', 'naïve e\u0301 日本 👩‍👩‍👧', '\x00\ufeff\u2028', 'AAAAAA!!!!!'])
+    '', ' ', 'a', '\r\n\t ', 'It\'s  &amp; <br /> "so"', 'xxbos xxmaj', '\x00\ufeff\u2028', 'AAAAAA!!!!!',
+    'naïve e\u0301 日本 👩‍👩‍👧'])
 def test_text_to_characters_and_back(text):
     tok = CharTokenizer()
     assert tok(text) == list(text) and tok.detokenize(tok(text)) == text
