@@ -55,8 +55,10 @@ def map_embedding(
 def _check_sizes(theirs, ours, source):
     sizes = [c.sizes() for c in (theirs, ours)]
     if sizes[0] != sizes[1]:
+        arch = f'arch={theirs.arch}, ' if theirs.arch != ours.arch else ''
         raise ValueError(f"The encoder in {source} has the shape {sizes[0]}, this model {sizes[1]}. "
-                         f"Give config={sizes[0]} when you make the learner, or pretrained='{source}', which does so.")
+                         f"Give {arch}config={sizes[0]} when you make the learner, or pretrained='{source}', "
+                         "which does so.")
 
 
 def _check_reading(bundle, dls, source):

@@ -12,8 +12,10 @@ from torch.testing import assert_close
 
 from awdtext.core import seed_all
 from awdtext.models import decoder
-from awdtext.models.decoder import LinearDecoder, linear_cross_entropy
-from awdtext.models.language_model import LanguageModel, get_language_model, lm_split
+from awdtext.models.awd_lstm import AWDLSTMConfig
+from awdtext.models.decoder import LinearDecoder, linear_cross_entropy, linear_nll
+from awdtext.models.decoders import AdaptiveDecoder, MixtureDecoder
+from awdtext.models.language_model import LanguageModel, encoders, get_language_model, lm_split
 
 
 def problem(n=23, vocab_sz=17, n_hid=6, dtype=torch.float64, ignored=4):
@@ -256,3 +258,244 @@ def test_configuration_errors_reach_the_user():
     with fails('config has no setting hidden: it can have emb_sz'): get_language_model(20, dict(hidden=3))
     with fails('input_p=1.25 is no dropout'): get_language_model(20, drop_mult=5.)
     with fails('p=2 is no dropout'): LanguageModel(new_lm().encoder, output_p=2)
+
+
+# Losses one by one
+
+@pytest.mark.parametrize('chunk', [None, 1, 5, 23, 100])
+def test_each_loss_and_its_gradient_are_torchs(chunk):
+    h,W,b,t = problem(ignored=0)
+    upstream = torch.randn(len(t)).double()
+    ours,other = linear_nll(h, W, b, t, chunk), F.cross_entropy(F.linear(h, W, b), t, reduction='none')
+    assert_close(ours, other)
+    assert_close(torch.autograd.grad(ours, (h, W, b), upstream), torch.autograd.grad(other, (h, W, b), upstream))
+
+
+def test_one_by_one_the_whole_logits_are_never_kept():
+    h,W,b,t = problem(400, 100, 5, ignored=0)
+    with LargestResult() as largest: linear_nll(h, W, b, t, chunk=20).sum().backward()
+    assert largest.n <= 20 * 100
+
+
+# Mixture of softmaxes
+
+def slow_mixture(mos, h, W, b):
+    "Log-probabilities by the formula, one state and one expert at a time."
+    Wl,bl = mos.latent.weight.view(mos.n_experts, -1, h.shape[-1]), mos.latent.bias.view(mos.n_experts, -1)
+    rows = []
+    for state in h.flatten(0, -2):
+        pi = torch.softmax(mos.prior.weight @ state, 0)
+        rows.append(sum(pi[k] * torch.softmax(W @ torch.tanh(Wl[k] @ state + bl[k]) + b, 0) for k in range(len(pi))))
+    return torch.stack(rows).log().view(*h.shape[:-1], -1)
+
+
+def new_mixture(**settings): return MixtureDecoder(9, 5, 4, **dict(n_experts=3) | settings).double()
+
+
+def test_the_mixture_is_the_formula_in_value_and_gradients():
+    mos,h,t = new_mixture(latent_p=0.), torch.randn(2, 6, 5).double().requires_grad_(), torch.randint(9, (2, 6))
+    with torch.no_grad(): mos.bias.normal_()
+    t[1, 3:] = -100
+    slow = slow_mixture(mos, h, mos.weight, mos.bias)
+    assert_close(mos(h), slow, atol=1e-12, rtol=1e-12)
+    each = F.cross_entropy(slow.transpose(1, 2), t, reduction='none')
+    assert_close(mos.nll(h, t), each)
+    assert_close(mos.loss(h, t), each.sum() / (t >= 0).sum())
+    inputs = [h, *mos.parameters()]
+    assert_close(torch.autograd.grad(mos.loss(h, t), inputs), torch.autograd.grad(each.sum() / (t >= 0).sum(), inputs))
+    assert_close(mos(h[0, 0]), slow[0, 0])
+
+
+def test_one_softmax_is_a_mixture_of_one():
+    mos,h = new_mixture(n_experts=1).eval(), torch.randn(2, 3, 5).double()
+    assert_close(mos(h), F.linear(mos.latent(h).tanh(), mos.weight, mos.bias).log_softmax(-1))
+
+
+def test_the_mixture_has_a_higher_rank_than_one_softmax():
+    "What it is for: the matrix of log-probabilities of many contexts, whose rank a softmax bounds by `n_hid + 1`."
+    h = torch.randn(200, 5).double()
+    plain,mos = LinearDecoder(40, 5).double(), MixtureDecoder(40, 5, 5, n_experts=4).double().eval()
+    with torch.no_grad():
+        for p in (*plain.parameters(), *mos.parameters()): p.normal_()
+        ranks = [torch.linalg.matrix_rank(o.log_softmax(-1), rtol=1e-6).item() for o in (plain(h), mos(h))]
+    assert ranks[0] <= 7 < ranks[1]
+
+
+def test_the_latent_dropout_is_variational():
+    mos,h = new_mixture(latent_p=.5), torch.randn(3, 6, 5).double()
+    _,latents = mos._experts(h)
+    mask = latents.detach() / mos.eval()._experts(h)[1].detach()
+    assert set(mask.round().unique().tolist()) == {0., 2.}
+    assert_close(mask, mask[:, :1].expand_as(mask))
+    assert not torch.equal(mask[0], mask[1])
+
+
+def test_an_improbable_target_costs_what_it_should():
+    mos,h = new_mixture(latent_p=0.), torch.randn(1, 1, 5).double()
+    with torch.no_grad(): mos.bias[3] = -1000.
+    assert 990 < mos.nll(h, torch.tensor([[3]])).item() < 1010
+
+
+def test_the_mixtures_logits_are_never_kept():
+    mos,h,t = MixtureDecoder(300, 4, 4, n_experts=5), torch.randn(1, 4000, 4), torch.randint(300, (1, 4000))
+    with LargestResult() as largest: mos.loss(h, t).backward()
+    assert largest.n <= 64 * 2**20 / 4 < 5 * 4000 * 300 * 4
+
+
+# Adaptive softmax
+
+def slow_adaptive(decoder, h, cutoffs):
+    "Log-probabilities by torch's parameters: the head, and each cluster times its place in the head."
+    s,n = decoder.softmax, cutoffs[0]
+    head = s.head(h).log_softmax(-1)
+    tails = [head[..., n+i:n+i+1] + tail(h).log_softmax(-1) for i, tail in enumerate(s.tail)]
+    return torch.cat([head[..., :n], *tails], -1)
+
+
+def test_the_adaptive_softmax_is_the_formula_in_value_and_gradients():
+    decoder,h = AdaptiveDecoder(30, 16, [6, 15]).double(), torch.randn(2, 20, 16).double().requires_grad_()
+    t = torch.randint(30, (2, 20))
+    t[0, :5] = -100
+    slow = slow_adaptive(decoder, h, [6, 15])
+    assert_close(decoder(h), slow)
+    each = F.cross_entropy(slow.transpose(1, 2), t, reduction='none')
+    assert_close(decoder.nll(h, t), each)
+    inputs = [h, *decoder.parameters()]
+    assert_close(torch.autograd.grad(decoder.loss(h, t), inputs),
+                 torch.autograd.grad(each.sum() / (t >= 0).sum(), inputs))
+
+
+@pytest.mark.parametrize('cutoffs,says', [
+    ([20, 10], 'whole numbers that increase, between 1 and 29'), ([10, 10], 'increase'), ([0], 'increase'),
+    ([10, 30], 'increase'), ([10, 99], 'between 1 and 29'), ([1.5], 'whole numbers'), ([], 'too small'),
+    (None, "use decoder='softmax'"), ([3, 6, 9], '3 cutoffs need an output of size 64')])
+def test_impossible_cutoffs(cutoffs, says):
+    with pytest.raises(ValueError, match=says): AdaptiveDecoder(30, 8, cutoffs)
+
+
+# All decoders in the model
+
+kin = {'softmax': {}, 'mos': dict(decoder='mos', n_experts=3, latent_p=0., n_hid_last=5),
+       'adaptive': dict(decoder='adaptive', cutoffs=(5, 12), tie_weights=False, n_hid_last=16)}
+each_decoder = pytest.mark.parametrize('settings', kin.values(), ids=kin)
+
+
+@each_decoder
+@pytest.mark.parametrize('arch', encoders)
+def test_losses_are_those_of_the_logits_with_every_encoder(arch, settings):
+    lm,ids,y = new_lm(arch=arch, **settings), torch.randint(20, (3, 6)), torch.randint(20, (3, 6))
+    y[1, 2:] = -100
+    dropped = lm(ids).dropped
+    other = F.cross_entropy(lm.logits(dropped).transpose(1, 2), y, reduction='none')
+    assert_close(lm.nll(dropped, y), other)
+    assert_close(lm.loss(dropped, y), other.sum() / 14)
+    params = list(lm.parameters())
+    ours,theirs = (torch.autograd.grad(loss, params, retain_graph=True)
+                   for loss in (lm.loss(dropped, y), other.sum() / 14))
+    assert_close(ours, theirs)
+    assert (lm.nll(dropped, y)[1, 2:] == 0).all()
+    assert_close(lm.logits(dropped).double().softmax(-1).sum(-1), torch.ones(3, 6).double())
+
+
+@each_decoder
+def test_no_targets_cost_nothing_in_any_model(settings):
+    lm,ids = new_lm(**settings), torch.randint(20, (3, 6))
+    nothing = torch.full_like(ids, -100)
+    loss = lm.loss(lm(ids).dropped, nothing)
+    loss.backward()
+    assert loss == 0 and lm.nll(lm(ids).dropped, nothing).eq(0).all()
+    assert all(p.grad is None or p.grad.eq(0).all() for p in lm.parameters())
+
+
+@each_decoder
+def test_a_target_that_is_no_word_is_told(settings):
+    lm,ids = new_lm(**settings), torch.randint(20, (3, 6))
+    for f in (lm.loss, lm.nll):
+        with pytest.raises(ValueError, match='Target 20 is no id of a vocabulary of 20 words'):
+            f(lm(ids).dropped, torch.full_like(ids, 20))
+
+
+@each_decoder
+@pytest.mark.parametrize('copy', [deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy', 'pickle'])
+def test_a_trained_model_can_be_copied(settings, copy):
+    lm,ids = new_lm(**settings), torch.randint(20, (3, 6))
+    lm.loss(lm(ids).dropped, ids).backward()
+    twin = copy(lm).eval()
+    assert_close(twin.logits(twin(ids).dropped), lm.eval().logits(lm(ids).dropped))
+
+
+class Answers(torch.nn.Module):
+    "A language model as one program: ids and state in, logits and state out."
+    def __init__(self, lm):
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, ids, state):
+        out = self.lm(ids, state)
+        return self.lm.logits(out.dropped), out.state
+
+
+@each_decoder
+@pytest.mark.parametrize('arch', encoders)
+def test_an_exported_program_says_the_same(arch, settings):
+    lm,ids = Answers(new_lm(arch=arch, **settings)).eval(), torch.randint(20, (3, 6))
+    state = lm.lm(ids).state
+    with torch.no_grad(): program = torch.export.export(lm, (ids, state)).module()
+    assert_close(program(ids.flip(0), state), lm(ids.flip(0), state))
+
+
+@each_decoder
+def test_it_fits_into_a_safe_file_and_learns(tmp_path, settings):
+    lm,ids = get_language_model(20, dict(emb_sz=8, n_hid=12) | settings), torch.randint(2, 20, (4, 9))
+    opt,losses = torch.optim.Adam(lm.parameters(), lr=.02), []
+    for _ in range(15):
+        loss = lm.loss(lm(ids[:, :-1]).dropped, ids[:, 1:])
+        loss.backward()
+        opt.step(); opt.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - .3
+    save_file(lm.state_dict(), tmp_path/'lm.safetensors')
+    other = get_language_model(20, dict(emb_sz=8, n_hid=12) | settings)
+    other.load_state_dict(load_file(tmp_path/'lm.safetensors'))
+    assert_close(other.eval().logits(other(ids).dropped), lm.eval().logits(lm(ids).dropped))
+
+
+@each_decoder
+def test_autocast_works_in_bfloat16(settings):
+    lm,ids = get_language_model(20, dict(emb_sz=8, n_hid=12) | settings).eval(), torch.randint(2, 20, (4, 9))
+    exact = lm.nll(lm(ids).dropped, ids)
+    with torch.autocast('cpu', torch.bfloat16):
+        dropped = lm(ids).dropped
+        each,loss = lm.nll(dropped, ids), lm.loss(dropped, ids)
+    assert each.dtype == loss.dtype == torch.float32
+    assert_close(each, exact, atol=.05, rtol=.05)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in lm.parameters())
+
+
+def test_groups_of_the_kin_cover_every_parameter_once():
+    for arch in encoders:
+        for settings in kin.values():
+            lm = new_lm(arch=arch, **settings)
+            groups = [id(p) for group in lm_split(lm) for p in group]
+            assert sorted(groups) == sorted(id(p) for p in lm.parameters())
+
+
+def test_configurations_of_the_kin_that_are_impossible():
+    def fails(message): return pytest.raises(ValueError, match=message)
+    with fails('n_experts=0: use at least 1'): new_lm(decoder='mos', n_experts=0)
+    with fails('n_experts=0: use at least 1'): MixtureDecoder(9, 5, 4, n_experts=0)
+    with fails("decoder='moe': use one of 'softmax', 'mos', 'adaptive'"): new_lm(decoder='moe')
+    with fails("use tie_weights=False with decoder='adaptive'"): new_lm(decoder='adaptive', cutoffs=[5])
+    with fails('n_hid_last=5: leave n_hid_last out'): new_lm(n_hid_last=5)
+    with fails('latent_p=1 is no dropout'): new_lm(decoder='mos', latent_p=1)
+    assert new_lm(n_hid_last=5, tie_weights=False)(torch.zeros(1, 2).long()).raw.shape == (1, 2, 5)
+
+
+def test_what_the_kin_cost():
+    size = dict(emb_sz=4, n_hid=6, n_layers=2)
+    def layers(**settings): return AWDLSTMConfig(**size | settings).macs_per_token(0)
+    def weights(arch): return sum(p.numel() for p in encoders[arch].from_config(
+        20, AWDLSTMConfig(**size, arch=arch)).rnns.parameters() if p.dim() == 2)
+    for arch in encoders: assert layers(arch=arch) == weights(arch)
+    assert AWDLSTMConfig(**size, decoder='mos', n_experts=3).macs_per_token(10) == layers() + 3 * 4 * 10

@@ -133,7 +133,8 @@ def test_another_shape_names_both_and_the_cure(tmp_path):
     with pytest.raises(ValueError) as e: learn.load_encoder('enc')
     message = str(e.value)
     assert "'n_hid': 12, 'n_layers': 2" in message and "'n_hid': 16, 'n_layers': 3" in message
-    assert "config={'emb_sz': 8, 'n_hid': 12, 'n_layers': 2}" in message and "pretrained='" in message
+    assert "Give config={'emb_sz': 8, 'n_hid': 12, 'n_layers': 2, 'arch': 'AWD_LSTM'}" in message
+    assert "pretrained='" in message
     for name, p in before.items(): assert torch.equal(p, learn.model.state_dict()[name])
     cured = clas(path=tmp_path, config={'emb_sz': 8, 'n_hid': 12, 'n_layers': 2}).load_encoder('enc')
     assert cured.config.n_hid == 12
@@ -264,7 +265,7 @@ def test_data_and_learner_must_fit():
     with pytest.raises(ValueError, match='make them with is_lm=True'): lm(clas_dls())
     with pytest.raises(ValueError, match='make them with labels and without is_lm=True'): clas(lm_dls())
     with pytest.raises(ValueError, match='make dls with backwards=True'): lm(backwards=True)
-    with pytest.raises(ValueError, match='use AWD_LSTM'): clas(arch='Transformer')
+    with pytest.raises(ValueError, match='use one of the classes AWD_LSTM, QRNN, GRU'): clas(arch='Transformer')
 
 
 def test_what_makes_an_awd_lstm_is_there_by_default():

@@ -22,9 +22,27 @@ awd_lstm_lm_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir
                           input_p=0.25, embed_p=0.02, weight_p=0.2, tie_weights=True, out_bias=True)
 awd_lstm_clas_config = dict(emb_sz=400, n_hid=1152, n_layers=3, pad_token=1, bidir=False, output_p=0.4, hidden_p=0.3,
                             input_p=0.4, embed_p=0.05, weight_p=0.5)
-_choices = {'arch': ('AWD_LSTM', 'QRNN', 'GRU'), 'decoder': ('softmax', 'mos', 'adaptive')}
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f10299da
+_choices = {'arch': ('AWD_LSTM', 'QRNN', 'GRU'), 'decoder': ('softmax', 'mos', 'adaptive')}
+
+
+def _check_config(c):
+    if c.bidir: raise ValueError("bidir=True would let a language model see the word that it predicts: "
+                                 "train a second model with backwards=True and average the two.")
+    for name in ('emb_sz', 'n_hid', 'n_layers', 'n_experts', 'n_hid_last'):
+        n = getattr(c, name)
+        if n is not None and n < 1: raise ValueError(f"{name}={n}: use at least 1.")
+    for name, values in _choices.items():
+        if getattr(c, name) not in values:
+            raise ValueError(f"{name}={getattr(c, name)!r}: use one of {', '.join(map(repr, values))}.")
+    for name in c.dropouts(): check_p(getattr(c, name), name)
+    if c.window not in (1, 2): raise ValueError(f"window={c.window}: a QRNN's first layer sees 1 or 2 steps at once.")
+    if c.arch == 'QRNN' and c.input_weight_p:
+        raise ValueError("A QRNN has input weights alone, and weight_p drops them: leave input_weight_p at 0.")
+    if c.cutoffs is not None: object.__setattr__(c, 'cutoffs', tuple(c.cutoffs))  # a list, where a file was read
+
+# %% ../../nbs/models/12_awd_lstm.ipynb #0553c9e1
 @dataclass(frozen=True)
 class AWDLSTMConfig:
     "Sizes and dropouts of an AWD-LSTM or of its kin; the defaults are `awd_lstm_lm_config`."
@@ -72,9 +90,9 @@ class AWDLSTMConfig:
         "One number to regularise more or less."
         return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
 
-    def sizes(self)->dict: # `arch`, `emb_sz`, `n_hid`, `n_layers`, and of a QRNN `window`; `n_hid_last` if given
+    def sizes(self)->dict: # `emb_sz`, `n_hid`, `n_layers`, `arch`, of a QRNN `window`, and `n_hid_last` if given
         "What must agree for an encoder's weights to fit from one model into another."
-        names = ['arch', 'emb_sz', 'n_hid', 'n_layers'] + ['window'] * (self.arch == 'QRNN')
+        names = ['emb_sz', 'n_hid', 'n_layers', 'arch'] + ['window'] * (self.arch == 'QRNN')
         return {name: getattr(self, name) for name in names + ['n_hid_last'] * (self.n_hid_last is not None)}
 
     def layer_sizes(self)->list[tuple]: # `(n_in, n_hid)` of each recurrent layer
@@ -91,22 +109,6 @@ class AWDLSTMConfig:
             layers = sum(3 * n * n_in for n_in, n in sizes) + (self.window - 1) * 3 * sizes[0][0] * sizes[0][1]
         else: layers = sum((3 if self.arch == 'GRU' else 4) * n * (n_in + n) for n_in, n in sizes)
         return layers + n_softmaxes * self.emb_sz * vocab_sz
-
-
-def _check_config(c):
-    if c.bidir: raise ValueError("bidir=True would let a language model see the word that it predicts: "
-                                 "train a second model with backwards=True and average the two.")
-    for name in ('emb_sz', 'n_hid', 'n_layers', 'n_experts', 'n_hid_last'):
-        n = getattr(c, name)
-        if n is not None and n < 1: raise ValueError(f"{name}={n}: use at least 1.")
-    for name, values in _choices.items():
-        if getattr(c, name) not in values:
-            raise ValueError(f"{name}={getattr(c, name)!r}: use one of {', '.join(map(repr, values))}.")
-    for name in c.dropouts(): check_p(getattr(c, name), name)
-    if c.window not in (1, 2): raise ValueError(f"window={c.window}: a QRNN's first layer sees 1 or 2 steps at once.")
-    if c.arch == 'QRNN' and c.input_weight_p:
-        raise ValueError("A QRNN has input weights alone, and weight_p drops them: leave input_weight_p at 0.")
-    if c.cutoffs is not None: object.__setattr__(c, 'cutoffs', tuple(c.cutoffs))  # a list, where a file was read
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f3d06c02
 presets = {
@@ -163,9 +165,9 @@ class AWD_LSTM(nn.Module):
         new_layer:Callable,   # From `(n_in, n_hid, is_first)` to a recurrent layer
     )->None:
         "Put an encoder together, of this kind or another."
-        self.emb_sz,self.n_hid,self.n_layers,self.pad_token = config.emb_sz,config.n_hid,config.n_layers,config.pad_token
         sizes = config.layer_sizes()
-        self.out_sz = sizes[-1][1]
+        self.emb_sz,self.n_hid,self.out_sz = config.emb_sz,config.n_hid,sizes[-1][1]
+        self.n_layers,self.pad_token = config.n_layers,config.pad_token
         self.embedding = EmbeddingDropout(new_embedding(vocab_sz, self.emb_sz, self.pad_token), config.embed_p)
         self.input_dp = VariationalDropout(config.input_p)
         self.rnns = nn.ModuleList([new_layer(n_in, n, i == 0) for i, (n_in, n) in enumerate(sizes)])

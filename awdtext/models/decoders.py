@@ -112,8 +112,12 @@ class AdaptiveDecoder(nn.Module):
         super().__init__()
         if tie_weights: raise ValueError("An adaptive softmax has weights of several sizes, none of them the "
                                          "embedding's: use tie_weights=False with decoder='adaptive'.")
+        cutoffs = checked_cutoffs(cutoffs, n_out)
+        if n_hid < 4 ** len(cutoffs):  # torch's projections are of the sizes n_hid/4, n_hid/16, ...
+            raise ValueError(f"{len(cutoffs)} cutoffs need an output of size {4 ** len(cutoffs)} or more, and it is "
+                             f"{n_hid}: give fewer cutoffs, or a larger emb_sz or n_hid_last.")
         self.output_dp = VariationalDropout(output_p)
-        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(n_hid, n_out, checked_cutoffs(cutoffs, n_out), head_bias=bias)
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(n_hid, n_out, cutoffs, head_bias=bias)
 
     def forward(self,
         hidden:Tensor,    # Hidden states, (*, n_hid)

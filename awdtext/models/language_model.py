@@ -31,7 +31,7 @@ class LanguageModel(nn.Module):
         output_p:float=.1,     # Variational dropout of the encoder's output
         tie_weights:bool=True, # Decode with the embedding's weights?
         out_bias:bool=True,    # Add a bias to each logit?
-        decoder:nn.Module=None, # Another decoder for the same `tie_weights`; a `LinearDecoder` of these settings if None
+        decoder:nn.Module=None, # Another decoder with these settings; a `LinearDecoder` if None
     ):
         super().__init__()
         self.encoder,self.tie_weights = encoder,tie_weights
