@@ -35,13 +35,15 @@ def one_cycle(learn, n, lr): learn.fit_one_cycle(n, lr)
 
 
 candidates = {  # name -> (optimiser, way to train, rate)
+    'Adam, constant 2e-3': (Adam, constant, 2e-3),
+    'Adam, flat-cos 2e-3': (Adam, None, 2e-3),
     'Adam, constant 5e-3': (Adam, constant, 5e-3),
-    'Adam, flat-cos 5e-3': (Adam, constant, 5e-3),      # by `Branches`
+    'Adam, flat-cos 5e-3': (Adam, None, 5e-3),
     'Adam, 1cycle 1e-2': (Adam, one_cycle, 1e-2),
     'Adam, 1cycle 2e-2': (Adam, one_cycle, 2e-2),
     'SGD, constant 30, NT-ASGD': (SGD, constant, 30.),
 }
-branching,branch = 'Adam, constant 5e-3', 'Adam, flat-cos 5e-3'
+branches = {f'Adam, constant {lr}': f'Adam, flat-cos {lr}' for lr in ('2e-3', '5e-3')}  # who branches off from whom
 
 
 class Branches(Callback):
@@ -81,7 +83,7 @@ def run(data, name, n_epoch, seed, finish, lengths=()):
     seed_all(seed)
     dls = TextDataLoaders.from_tokens([tokens], [valid], min_freq=3, seed=seed)
     learn = language_model_learner(dls, config='small', opt_func=opt_func)
-    if lengths: learn.add_cb(Branches(lengths, lr, lambda learn, n: finish(branch, learn, n)))
+    if lengths: learn.add_cb(Branches(lengths, lr, lambda learn, n: finish(branches[name], learn, n)))
     train(learn, n_epoch, lr)
     if learn.interrupted: raise KeyboardInterrupt
     finish(name, learn, n_epoch)
@@ -89,7 +91,7 @@ def run(data, name, n_epoch, seed, finish, lengths=()):
 
 def done(results, name, n_epoch, seed):
     "The perplexity after `n_epoch` epochs, if it is known. A longer run at a constant rate holds the shorter ones."
-    prefix = candidates[name][1] is constant and name != branch
+    prefix = candidates[name][1] is constant
     for r in results:
         if (r['name'], r['seed']) != (name, seed): continue
         if r['n_epoch'] == n_epoch or prefix and r['n_epoch'] > n_epoch: return r['perplexity'][n_epoch - 1]
@@ -115,18 +117,20 @@ def parse():
 def main():
     args = parse()
     torch.set_num_threads(1)
-    names = [n for n in candidates if n != branch and (not args.only or any(part in n for part in args.only))]
+    names = [n for n in candidates if n not in branches.values()]
+    if args.only: names = [n for n in names if any(part in n for part in args.only)]
     for n_epoch, seed, name in product(args.epochs, args.seeds, names) if args.data else ():
-        results,branches = read_results(args.results), args.epochs if name == branching else []
-        branches = [n for n in branches if n <= n_epoch and not done(results, branch, n, seed)]
-        if done(results, name, n_epoch, seed) and not branches: continue
+        results = read_results(args.results)
+        lengths = [n for n in args.epochs if name in branches and n <= n_epoch]
+        lengths = [n for n in lengths if not done(results, branches[name], n, seed)]
+        if done(results, name, n_epoch, seed) and not lengths: continue
         print(f'\n{name}, {n_epoch} epochs, seed {seed}', flush=True)
         def finish(name, learn, n, seed=seed):
             write_result(args.results, {
                 'name': name, 'n_epoch': n, 'seed': seed, 'vocabulary': len(learn.dls.vocab),
                 'perplexity': [row['perplexity'] for row in learn.record],
                 'seconds': sum(row['time'] for row in learn.record), 'machine': machine()})
-        run(args.data, name, n_epoch, seed, finish, branches)
+        run(args.data, name, n_epoch, seed, finish, lengths)
     results,epochs,seeds = read_results(args.results), [1, 3, 10], [0, 1, 2]
     print('\n' + table(['validation perplexity after', *(f'{n} epochs' for n in epochs)],
                        [[name, *(cell(results, name, n, seeds) for n in epochs)] for name in candidates]))

@@ -467,3 +467,11 @@ def test_curve_marks_where_averaging_began():
     marks = {line.get_label(): line.get_xdata() for line in ax.lines}
     assert list(marks['averaging begins']) == [4, 4]      # the fifth of the steps counted from 0
     assert len(marks['train (smoothed)']) == 16 and list(marks['valid']) == [8, 16]
+
+
+def test_fit_without_a_rate_says_which_one_it_takes(capsys):
+    learn = plain_learner(two_classes(n_train=8))
+    learn.fit(1)
+    assert capsys.readouterr().out == 'SGD at a constant rate of 0.1; fit(n, lr=…) takes another.\n'
+    learn.fit(1, .01)
+    assert capsys.readouterr().out == ''

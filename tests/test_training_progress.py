@@ -78,7 +78,7 @@ def assert_table(lines, n_epoch):
 
 def test_terminal_shows_a_bar_that_leaves_nothing_behind(terminal):
     learn = plain_learner(two_classes(), metrics=accuracy, cbs=slowly()).add_cb(ProgressCallback)
-    text = terminal(lambda: learn.fit(3))
+    text = terminal(lambda: learn.fit(3, 1e-3))
     assert 'epoch 1/3 train |' in text and 'epoch 3/3 valid |' in text and '█' in text
     assert re.search(r'train \|█+-+\| .*\[\d/8 .* \d\.\d{4}\]', text), "the bar shows the loss"
     *table,rest = Screen(text, 100).lines
@@ -89,7 +89,7 @@ def test_terminal_shows_a_bar_that_leaves_nothing_behind(terminal):
 def test_terminal_gives_messages_lines_of_their_own(terminal):
     cbs = [slowly(), ASGD(start=11), TimeLeft(0., lambda s: 'Advice.', n_batches=3, min_seconds=0.)]
     learn = plain_learner(two_classes(), lr=3., metrics=accuracy, cbs=cbs).add_cb(ProgressCallback)
-    *lines,rest = Screen(terminal(lambda: learn.fit(2)), 100).lines
+    *lines,rest = Screen(terminal(lambda: learn.fit(2, 1e-3)), 100).lines
     messages = [line for line in lines if line.startswith(('Averaging begins', 'This run will take'))]
     assert sorted(m.split()[0] for m in messages) == ['Averaging', 'This']
     told = r'Averaging begins after step \d+\.|This run will take about .*\. Advice\.'
@@ -100,7 +100,7 @@ def test_terminal_gives_messages_lines_of_their_own(terminal):
 
 def test_bar_of_the_training_pass_comes_back_after_a_validation_in_its_middle(terminal):
     learn = plain_learner(two_classes(), cbs=[slowly(), NTASGD(n=10**6, every=3)]).add_cb(ProgressCallback)
-    text = terminal(lambda: learn.fit(1))
+    text = terminal(lambda: learn.fit(1, 1e-3))
     order = re.sub(r'(.)\1+', r'\1', ''.join(kind[0] for kind in re.findall(r'epoch 1/1 (train|valid) \|', text)))
     assert order.startswith('tvtvt')
 
@@ -109,7 +109,7 @@ def test_terminal_after_ctrl_c(terminal):
     def press(learn):
         if learn.iter == 4 and learn.epoch == 1: raise KeyboardInterrupt
     learn = plain_learner(two_classes(), metrics=accuracy, cbs=[slowly(), Do('after_step', press)])
-    text = terminal(lambda: learn.add_cb(ProgressCallback).fit(3))
+    text = terminal(lambda: learn.add_cb(ProgressCallback).fit(3, 1e-3))
     *table,told,rest = Screen(text, 100).lines
     assert_table(table, 1)
     assert (told, rest) == ("Interrupted in epoch 1. The model is usable, the record is kept.", '')
@@ -123,13 +123,13 @@ def test_cancelled_batches_and_no_validation_data_do_not_disturb_the_bar(termina
     dls = two_classes()
     dls.valid = None
     learn = plain_learner(dls, cbs=[slowly(), Do('before_batch', cancel)]).add_cb(ProgressCallback)
-    lines = Screen(terminal(lambda: learn.fit(3)), 100).lines
+    lines = Screen(terminal(lambda: learn.fit(3, 1e-3)), 100).lines
     assert [line.split()[0] for line in lines if line] == ['epoch', '0', '2'] and lines[-1] == ''
 
 
 def test_outside_of_a_fit_nothing_is_drawn(terminal):
     learn = plain_learner(two_classes()).add_cb(ProgressCallback)
-    terminal(lambda: learn.fit(1))
+    terminal(lambda: learn.fit(1, 1e-3))
     assert terminal(learn.validate) == ''
 
 
@@ -139,7 +139,7 @@ def test_file_gets_lines_without_carriage_returns(tmp_path, monkeypatch):
     learn = plain_learner(two_classes(), metrics=accuracy, lr=3., cbs=ASGD(start=12)).add_cb(ProgressCallback)
     with open(tmp_path / 'log', 'w', encoding='utf-8') as out, monkeypatch.context() as m:
         m.setattr(sys, 'stdout', out)
-        learn.fit(2)
+        learn.fit(2, 1e-3)
         assert len((tmp_path / 'log').read_text().splitlines()) == 4, "at once, even where output is buffered"
     text = (tmp_path / 'log').read_bytes().decode()
     assert '\r' not in text and '█' not in text and '\x1b' not in text
@@ -150,13 +150,13 @@ def test_file_gets_lines_without_carriage_returns(tmp_path, monkeypatch):
 
 def test_a_second_fit_has_a_header_of_its_own(capsys):
     learn = plain_learner(two_classes()).add_cb(ProgressCallback)
-    learn.fit(1)
-    learn.fit(1)
+    learn.fit(1, 1e-3)
+    learn.fit(1, 1e-3)
     assert capsys.readouterr().out.count('train_loss') == 2
 
 
 def test_language_models_show_perplexity_and_tokens(capsys):
-    lm_learner().add_cb(ProgressCallback).fit(1)
+    lm_learner().add_cb(ProgressCallback).fit(1, 1e-3)
     header,row = capsys.readouterr().out.splitlines()
     assert header.split() == 'epoch train_loss valid_loss perplexity tokens/s time'.split()
     assert len(row.split()) == 6
@@ -182,10 +182,10 @@ from training_helpers import Do, lm_learner
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import NTASGD
 learn = lm_learner(averaging=NTASGD(n=10**6, every=3)).add_cb(ProgressCallback)
-''', 'learn.fit(2)', '''
+''', 'learn.fit(2, 1e-3)', '''
 def press(learn):
     if learn.epoch == 1: raise KeyboardInterrupt
-learn.fit(3, cbs=Do('after_step', press))
+learn.fit(3, 1e-3, cbs=Do('after_step', press))
 ''', 'print(len(learn.validate()))']
 
 

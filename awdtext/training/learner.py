@@ -327,8 +327,9 @@ class Learner:
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',   # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
     )->None:
-        "Train at a constant rate."
+        "Train at a constant rate. Where none is given, a line says which optimiser and rate it is."
         self._set_up(self.lr if lr is None else lr, wd)
+        if lr is None: say(f"{type(self.opt).__name__} at a constant rate of {self.lr:g}; fit(n, lr=…) takes another.")
         with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
     def fit_one_cycle(self,
