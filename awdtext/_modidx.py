@@ -751,6 +751,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'awdtext/models/gru.py'),
                                     'awdtext.models.gru.WeightDropGRU.forward': ( 'models/gru.html#weightdropgru.forward',
                                                                                   'awdtext/models/gru.py'),
+                                    'awdtext.models.gru.gru_kernel': ('models/gru.html#gru_kernel', 'awdtext/models/gru.py'),
                                     'awdtext.models.gru.gru_loop': ('models/gru.html#gru_loop', 'awdtext/models/gru.py')},
             'awdtext.models.language_model': { 'awdtext.models.language_model.LMOutput': ( 'models/language_model.html#lmoutput',
                                                                                            'awdtext/models/language_model.py'),

@@ -1,6 +1,7 @@
 "The weight-dropped GRU and its encoder, against `nn.GRU` and a slow loop."
 import pickle
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.gru import GRU, WeightDropGRU, gru_loop
-from awdtext.models.qrnn import QRNN
+from awdtext.models.qrnn import QRNN, WeightDropQRNN
 
 VOCAB_SZ = 20
 
@@ -146,6 +147,30 @@ def test_training_goes_on_after_an_evaluation(arch):
 def test_the_last_layer_can_have_a_size_of_its_own(arch):
     enc = arch(VOCAB_SZ, 4, 6, 2, n_hid_last=5)
     assert enc.out_sz == 5 and enc(torch.randint(VOCAB_SZ, (2, 3))).raw.shape == (2, 3, 5)
+
+
+@pytest.mark.parametrize('new_layer', [WeightDropGRU, WeightDropQRNN, partial(WeightDropQRNN, window=2)],
+                         ids=['gru', 'qrnn', 'qrnn-2'])
+def test_where_a_document_begins_nothing_is_seen_of_the_one_before(new_layer):
+    "Value, gradient and last state, against each document by itself."
+    rnn,x = new_layer(3, 4).double(), torch.randn(3, 8, 3).double().requires_grad_()
+    with torch.no_grad(): _,state = rnn(torch.randn(3, 2, 3).double())
+    starts = torch.zeros(3, 8, dtype=torch.bool)
+    begins = [[3, 4], [0, 7], []]
+    for row, places in enumerate(begins): starts[row, places] = True
+    out,last = rnn(x, state, starts)
+    for row, places in enumerate(begins):
+        own,pieces = tuple(o[row:row+1] for o in state), []
+        for start, end in zip([0, *places], [*places, 8]):
+            if start == end: continue
+            piece,own = rnn(x[row:row+1, start:end], None if start in places else own)
+            pieces.append(piece)
+        slow = torch.cat(pieces, 1)[0]
+        assert_close(out[row], slow, atol=1e-12, rtol=1e-12)
+        assert_close([o[row] for o in last], [o[0] for o in own])
+        inputs = [x, *rnn.parameters()]
+        grads = [torch.autograd.grad(o.sin().sum(), inputs, retain_graph=True) for o in (out[row], slow)]
+        assert_close(*grads, atol=1e-12, rtol=1e-12)
 
 
 @each_arch

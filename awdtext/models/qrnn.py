@@ -96,18 +96,20 @@ class WeightDropQRNN(nn.Module):
     def forward(self,
         x:Tensor,         # (bs, seq_len, n_in); fastest if `x.transpose(0, 1)` is contiguous
         state:tuple=None, # `(c,)` or, with a window of 2, `(c, last input)`; zeros if None
+        starts:Tensor=None, # Where the state is set to zero first, bool, (bs, seq_len); nowhere if None
     )->tuple:             # (bs, seq_len, n_hid), and the new state
         "Run over the window `x` from `state`."
         x = x.transpose(0, 1)  # (seq_len, bs, n_in)
         if state is None: state = (x.new_zeros(x.shape[1], n) for n in (self.n_hid, self.n_in)[:self.window])
         c,*last = state
-        seen = torch.cat([x, torch.cat([last[0][None], x[:-1]])], 2) if last else x
+        def fresh(o): return o if starts is None else o.masked_fill(starts.t()[..., None], 0.)
+        seen = torch.cat([x, fresh(torch.cat([last[0][None], x[:-1]]))], 2) if last else x
         W = F.dropout(self.weight, self.weight_p) if self.training and self.weight_p > 0 else self.weight
         gates = F.linear(seen, W, self.bias)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))  # in bfloat16 a cell would forget to add
         z,f,o = gates.chunk(3, dim=2)                                      # each (seq_len, bs, n_hid)
         new = self._zoned_out(1 - f.sigmoid())
-        c = linear_recurrence(1 - new, new * z.tanh(), c.to(new.dtype))
+        c = linear_recurrence(fresh(1 - new), new * z.tanh(), c.to(new.dtype))
         return (o.sigmoid() * c).transpose(0, 1), (c[-1], x[-1]) if last else (c[-1],)
 
     def _zoned_out(self, new):
