@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
-from .data.stream import positive_int
+from .data.stream import document_starts, positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, detokenize
 from .data.vocab import Vocab, match_vocab
 from .lm.evaluate import LMScore, evaluate_lm
@@ -35,7 +35,7 @@ from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
 from .training.resume import plain
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen, rate_is_scheduled
-from .training.tracking import TimeLeft, format_hours
+from .training.tracking import TimeLeft, begin_stage, format_hours
 
 # %% ../nbs/50_text_learner.ipynb #72a152b6
 def map_embedding(
@@ -169,7 +169,7 @@ class TextLearner(Learner):
     def _text_state(self):
         tok = self.dls.tokenizer
         return {'config': asdict(self.config), 'vocab': self.dls.vocab.itos, 'tokenizer': tok and tok.to_dict(),
-                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len}
+                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs}
 
     def export(self,
         file:str|Path='export', # Name within `path`, or a path
@@ -216,14 +216,72 @@ def advise_preset(
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
     return f"With config={name!r} it would take about {format_hours(smaller[name])}."
 
-# %% ../nbs/50_text_learner.ipynb #34175ff2
+# %% ../nbs/50_text_learner.ipynb #db5846f2
+def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
+    "The epochs of both stages, unless something cannot be."
+    n_epoch = positive_int(n_epoch, 'n_epoch')
+    most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
+    if lr is None: raise ValueError("lr=None: give a rate; the paper's is 30.")
+    if learn.dls.valid is None:
+        raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
+    if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
+        raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
+    return n_epoch, most
+
+
+@contextmanager
+def _staged(learn):
+    "Plain SGD, from the weights that the model shows; the record tells the stages."
+    kept = learn.opt_func
+    if not isinstance(make_opt(learn.model, kept, 1.), torch.optim.SGD): learn.opt_func = SGD
+    if learn.average: learn.average.show_mean()
+    learn.average = learn.opt = None
+    try: yield
+    finally:
+        learn.opt_func,learn.opt = kept,None
+        begin_stage(learn.recorder, 0)
+
+
+def _no_average(n_epoch):
+    return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
+            "are no average. More epochs or a smaller n may bring one.")
+
+
+def _fit_ntasgd(self,
+    n_epoch:int,             # Passes of the first stage
+    finetune_epochs:int|None=None, # Passes of the second stage at most; as many as of the first if None; 0 for none
+    lr:float=30.,            # Rate of both: a number, a slice, or one for each group
+    n:int=5,                 # Latest epochs that trigger and stop leave out
+    wd:float|None=None,      # Weight decay; the learner's own if None
+    cbs=None,                # Callbacks for both stages
+    *,
+    checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
+    every:str='5min',        # How often a checkpoint is written
+)->None:
+    "The paper's training: SGD, averaged once the trigger fires; then anew from the best weights, averaged at once."
+    n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, cbs)
+    best = KeepBest(reset_on_fit=False)
+    stages = [('ntasgd', 0, n_epoch, [NTASGD(n)]),
+              ('finetune', n_epoch, n_epoch + most, [ASGD(start=1), NonmonotoneStopping(n)])]
+    with _staged(self):
+        for i, (name, first, end, own) in enumerate(stages[:1 + bool(most)], 1):
+            begin_stage(self.recorder, i)
+            self.fit(end, lr, wd, [*listed(cbs), *own, best], first, every=every,
+                     checkpoint=checkpoint and Path(checkpoint) / name)
+            if i == 1 and not (self.interrupted or self.average): say(_no_average(n_epoch))
+            best.restore(self)
+            if self.interrupted: return
+    if best.weights: say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
+
+# %% ../nbs/50_text_learner.ipynb #1643c9cc
 class LMLearner(TextLearner):
     "Learner of a language model."
     unit,kind = 'tokens','language_model'
 
     def forward(self):
         "Read the window from the state that the last one left."
-        self.out = self.model(self.x, self.state)
+        window = (self.x, self.state) if torch.is_tensor(self.x) else (self.x.ids, self.state, self.x.starts)
+        self.out = self.model(*window)
         self.state = tuple((h.detach(), c.detach()) for h, c in self.out.state)
 
     def get_loss(self):
@@ -240,31 +298,7 @@ class LMLearner(TextLearner):
         for hidden, y in zip(self.out.dropped[known].split(512), self.y[known].split(512)):
             yield self.model.logits(hidden), y
 
-    def fit_ntasgd(self,
-        n_epoch:int,             # Passes of the first stage
-        finetune_epochs:int|None=None, # Passes of the second stage at most; as many as of the first if None; 0 for none
-        lr:float=30.,            # Rate of both: a number, a slice, or one for each group
-        n:int=5,                 # Latest epochs that trigger and stop leave out
-        wd:float|None=None,      # Weight decay; the learner's own if None
-        cbs=None,                # Callbacks for both stages
-        *,
-        checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
-        every:str='5min',        # How often a checkpoint is written
-    )->None:
-        "The paper's training: SGD, averaged once the trigger fires; then anew from the best weights, averaged at once."
-        n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, cbs)
-        best = KeepBest(reset_on_fit=False)
-        stages = [('ntasgd', 0, n_epoch, [NTASGD(n)]),
-                  ('finetune', n_epoch, n_epoch + most, [ASGD(start=1), NonmonotoneStopping(n)])]
-        with _staged(self):
-            for i, (name, first, end, own) in enumerate(stages[:1 + bool(most)], 1):
-                self.recorder.begin_stage(i)
-                self.fit(end, lr, wd, [*listed(cbs), *own, best], first, every=every,
-                         checkpoint=checkpoint and Path(checkpoint) / name)
-                if i == 1 and not (self.interrupted or self.average): say(_no_average(n_epoch))
-                best.restore(self)
-                if self.interrupted: return
-        say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
+    fit_ntasgd = _fit_ntasgd
 
     def _advice(self, seconds): return advise_preset(seconds, self.config, len(self.dls.vocab))
 
@@ -301,7 +335,8 @@ class LMLearner(TextLearner):
         elif part in ('train', 'valid', 'test'): dl = getattr(self.dls, part)
         else: raise ValueError(f"part={part!r} must be 'train', 'valid', 'test', or a list of texts.")
         if dl is None: raise ValueError(f"These data have no {part} part.")
-        with self.averaged(): return evaluate_lm(self.model, dl.corpus.ids, bs=bs, bptt=self.dls.seq_len)
+        starts = document_starts(dl.corpus, bs, False) if self.dls.reset_at_docs else None
+        with self.averaged(): return evaluate_lm(self.model, dl.corpus.ids, bs, self.dls.seq_len, starts=starts)
 
     def predict(self,
         text:str|list[str],          # Where to begin
@@ -322,36 +357,6 @@ class LMLearner(TextLearner):
         words = vocab.decode(drawn)
         tokens = words[::-1] + tokens if backwards else tokens + words
         return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
-
-# %% ../nbs/50_text_learner.ipynb #178eb89e
-def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
-    "The epochs of both stages, unless something cannot be."
-    n_epoch = positive_int(n_epoch, 'n_epoch')
-    most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
-    if lr is None: raise ValueError("lr=None: give a rate; the paper's is 30.")
-    if learn.dls.valid is None:
-        raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
-    if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
-        raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
-    return n_epoch, most
-
-
-@contextmanager
-def _staged(learn):
-    "Plain SGD, from the weights that the model shows; the record tells the stages."
-    kept = learn.opt_func
-    if not isinstance(make_opt(learn.model, kept, 1.), torch.optim.SGD): learn.opt_func = SGD
-    if learn.average: learn.average.show_mean()
-    learn.average = learn.opt = None
-    try: yield
-    finally:
-        learn.opt_func,learn.opt = kept,None
-        learn.recorder.begin_stage(0)
-
-
-def _no_average(n_epoch):
-    return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
-            "are no average. More epochs or a smaller n may bring one.")
 
 # %% ../nbs/50_text_learner.ipynb #affeb3b1
 def _likeliest(logits, y, vocab):
@@ -501,6 +506,7 @@ def load_learner(
     dls = TextDataLoaders(None, None, vocab, tokenizer=tokenizer, labeler=_labeler(bundle['labeler']),
                           seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent,
                           device=device)
+    if bundle.get('reset_at_docs'): dls.read_lm(reset_at_docs=True)
     model = (get_language_model(len(vocab), config) if is_lm else
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))

@@ -58,6 +58,7 @@ def evaluate_lm(
     bs:int=1,               # Streams into which it is cut; each but the first starts without context
     bptt:int=72,            # Tokens at a time; changes speed and memory, not the figure
     state:tuple|None=None,  # Recurrent state to start from; zeros if None
+    starts:Tensor|None=None, # Where documents begin, as `document_starts` tells: there the state is zero
 )->LMScore:
     "Loss and perplexity of `model` on `ids`, exactly."
     device,bs,bptt = next(model.parameters()).device,positive_int(bs, 'bs'),positive_int(bptt, 'bptt')
@@ -66,7 +67,8 @@ def evaluate_lm(
     with evaluating(model):
         for i in progress(range(0, xs.shape[1], bptt), label='evaluating'):
             x,y = xs[:, i:i + bptt].clamp(min=0).to(device), ys[:, i:i + bptt].to(device)
-            out = model(x, state)
+            marks = () if starts is None else (starts[:, i:i + bptt].to(device),)
+            out = model(x, state, *marks)
             state = out.state
             nats += float(model.loss(out.dropped, y)) * int((y >= 0).sum())
     loss = nats / n
