@@ -290,7 +290,7 @@ class LMLearner(TextLearner):
 
     def n_targets(self):
         "Tokens that count."
-        return self.y.numel() if self.training else (self.y >= 0).sum()
+        return self.y.numel() if getattr(self.dl, 'drop_rest', False) else (self.y >= 0).sum()
 
     def predictions(self):
         "Logits and targets, some hundred tokens at a time."
