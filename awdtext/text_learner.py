@@ -280,8 +280,7 @@ class LMLearner(TextLearner):
 
     def forward(self):
         "Read the window from the state that the last one left."
-        window = (self.x, self.state) if torch.is_tensor(self.x) else (self.x.ids, self.state, self.x.starts)
-        self.out = self.model(*window)
+        self.out = self.model(*_window(self.x, self.state))
         self.state = tuple((h.detach(), c.detach()) for h, c in self.out.state)
 
     def get_loss(self):
@@ -317,9 +316,7 @@ class LMLearner(TextLearner):
             self.model.eval()
             self.state = None
             columns = [self._log_probs(batch) for batch in dl]
-        logp,y = (torch.cat(c, 1).flatten(0, 1) for c in zip(*columns))     # rows are consecutive pieces of the text
-        logp,y = logp[y >= 0],y[y >= 0]
-        return (logp.exp(), y, -logp.gather(1, y[:, None])[:, 0]) if with_loss else (logp.exp(), y)
+        return _in_order(columns, with_loss)
 
     def _log_probs(self, batch):
         self.x,self.y = to_device(batch, self.device)
@@ -359,6 +356,18 @@ class LMLearner(TextLearner):
         return detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
 
 # %% ../nbs/50_text_learner.ipynb #affeb3b1
+def _window(x, state):
+    "What the model is given: also where documents begin, if the loader tells."
+    return (x, state) if torch.is_tensor(x) else (x.ids, state, x.starts)
+
+
+def _in_order(columns, with_loss):
+    "Probabilities, targets and perhaps losses, all tokens in one row."
+    logp,y = (torch.cat(c, 1).flatten(0, 1) for c in zip(*columns))     # rows are consecutive pieces of the text
+    logp,y = logp[y >= 0],y[y >= 0]
+    return (logp.exp(), y, -logp.gather(1, y[:, None])[:, 0]) if with_loss else (logp.exp(), y)
+
+
 def _likeliest(logits, y, vocab):
     "The likeliest next word at each place that has a target, row by row."
     return [' '.join(vocab.decode(ids[known])) for ids, known in zip(logits.argmax(-1).cpu(), (y >= 0).cpu())]

@@ -102,7 +102,9 @@ class MarkedIds(NamedTuple):
     starts:Tensor # Where a document begins: the state before it is zero; bool, (bs, seq_len)
 
     @property
-    def shape(self): return self.ids.shape
+    def shape(self):
+        "That of the window, as a plain tensor of ids has it."
+        return self.ids.shape
 
 
 def document_starts(
@@ -185,7 +187,7 @@ class LMDataLoader:
             rows = [rotate(r, splits) for r in rows]
         return _windows(rows, lengths, self.device)
 
-
+# %% ../../nbs/data/05_stream.ipynb #57fdd9a9
 def _windows(rows, lengths, device)->Iterator[tuple[Tensor|MarkedIds, Tensor]]:
     start = 0
     for length in lengths:
