@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
-from .data.stream import positive_int
+from .data.stream import document_starts, positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, check_characters, reads_characters
 from .data.vocab import Vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
@@ -37,7 +37,7 @@ from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
 from .training.resume import plain
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen, rate_is_scheduled
-from .training.tracking import TimeLeft, format_hours
+from .training.tracking import TimeLeft, begin_stage, format_hours
 
 # %% ../nbs/50_text_learner.ipynb #72a152b6
 def map_embedding(
@@ -178,7 +178,7 @@ class TextLearner(Learner):
     def _text_state(self):
         tok = self.dls.tokenizer
         return {'config': asdict(self.config), 'vocab': self.dls.vocab.itos, 'tokenizer': tok and tok.to_dict(),
-                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len}
+                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs}
 
     def export(self,
         file:str|Path='export', # Name within `path`, or a path
@@ -226,14 +226,44 @@ def advise_preset(
     name = max((n for n in smaller if smaller[n] <= limit), key=smaller.get, default=min(smaller, key=smaller.get))
     return f"With config={name!r} it would take about {format_hours(smaller[name])}."
 
-# %% ../nbs/50_text_learner.ipynb #34175ff2
+# %% ../nbs/50_text_learner.ipynb #db5846f2
+def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
+    "The epochs of both stages, unless something cannot be."
+    n_epoch = positive_int(n_epoch, 'n_epoch')
+    most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
+    if lr is None: raise ValueError("lr=None: give a rate; the paper's is 30.")
+    if learn.dls.valid is None:
+        raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
+    if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
+        raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
+    return n_epoch, most
+
+
+@contextmanager
+def _staged(learn):
+    "Plain SGD, from the weights that the model shows; the record tells the stages."
+    kept = learn.opt_func
+    if not isinstance(make_opt(learn.model, kept, 1.), torch.optim.SGD): learn.opt_func = SGD
+    if learn.average: learn.average.show_mean()
+    learn.average = learn.opt = None
+    try: yield
+    finally:
+        learn.opt_func,learn.opt = kept,None
+        begin_stage(learn.recorder, 0)
+
+
+def _no_average(n_epoch):
+    return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
+            "are no average. More epochs or a smaller n may bring one.")
+
+# %% ../nbs/50_text_learner.ipynb #80723c8f
 class LMLearner(TextLearner):
     "Learner of a language model."
     unit,kind = 'tokens','language_model'
 
     def forward(self):
         "Read the window from the state that the last one left."
-        self.out = self.model(self.x, self.state)
+        self.out = self.model(*_window(self.x, self.state))
         self.state = tuple(tuple(o.detach() for o in layer) for layer in self.out.state)
 
     def get_loss(self):
@@ -242,7 +272,7 @@ class LMLearner(TextLearner):
 
     def n_targets(self):
         "Tokens that count."
-        return self.y.numel() if self.training else (self.y >= 0).sum()
+        return self.y.numel() if getattr(self.dl, 'drop_rest', False) else (self.y >= 0).sum()
 
     def predictions(self):
         "Logits and targets, some hundred tokens at a time."
@@ -270,13 +300,13 @@ class LMLearner(TextLearner):
                   ('finetune', n_epoch, n_epoch + most, second, [ASGD(start=1), NonmonotoneStopping(n)])]
         with _staged(self):
             for i, (name, first, end, rate, own) in enumerate(stages[:1 + bool(most)], 1):
-                self.recorder.begin_stage(i)
+                begin_stage(self.recorder, i)
                 self.fit(end, rate, wd, [*listed(cbs), *own, best], first, every=every,
                          checkpoint=checkpoint and Path(checkpoint) / name)
                 if i == 1 and not (self.interrupted or self.average): say(_no_average(n_epoch))
                 best.restore(self)
                 if self.interrupted: return
-        say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
+        if best.weights: say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
 
     def _advice(self, seconds): return advise_preset(seconds, self.config, len(self.dls.vocab))
 
@@ -295,9 +325,7 @@ class LMLearner(TextLearner):
             self.model.eval()
             self.state = None
             columns = [self._log_probs(batch) for batch in dl]
-        logp,y = (torch.cat(c, 1).flatten(0, 1) for c in zip(*columns))     # rows are consecutive pieces of the text
-        logp,y = logp[y >= 0],y[y >= 0]
-        return (logp.exp(), y, -logp.gather(1, y[:, None])[:, 0]) if with_loss else (logp.exp(), y)
+        return _in_order(columns, with_loss)
 
     def _log_probs(self, batch):
         self.x,self.y = to_device(batch, self.device)
@@ -312,7 +340,7 @@ class LMLearner(TextLearner):
         stats:dict|None=None,                # Its `gradient_statistics`; made from the training part if None
     )->LMScore:
         "Exact loss and perplexity: one stream, every token once."
-        with self.averaged(): return _evaluate(self, _part_ids(self.dls, part), bs, cache, dynamic, stats)
+        with self.averaged(): return _evaluate(self, _part(self.dls, part), bs, cache, dynamic, stats)
 
     def tune_cache(self,
         part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts
@@ -321,7 +349,8 @@ class LMLearner(TextLearner):
         lams:tuple=(.05, .1, .1279, .2, .3), # Shares of the cache
     )->list[GridPoint]:
         "Caches with their scores, the best first; the text is read once."
-        with self.averaged(): return tune_cache(self.model, _part_ids(self.dls, part), windows, thetas, lams)
+        ids,starts = _text(self.dls, _part(self.dls, part))
+        with self.averaged(): return tune_cache(self.model, ids, windows, thetas, lams, starts=starts)
 
     def tune_dynamic(self,
         part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts
@@ -331,7 +360,9 @@ class LMLearner(TextLearner):
         stats:dict|None=None,                # The model's `gradient_statistics`; made from the training part if None
     )->list[GridPoint]:
         "Settings of dynamic evaluation with their scores, the best first."
-        with self.averaged(): return _tune_dynamic(self, _part_ids(self.dls, part)[:n_tokens], lrs, decays, stats)
+        ids,starts = _text(self.dls, _part(self.dls, part))
+        with self.averaged():
+            return tune_dynamic(self.model, ids[:n_tokens], _statistics(self, stats), lrs, decays, starts=starts)
 
     def predict(self,
         text:str|list[str],          # Where to begin
@@ -353,61 +384,46 @@ class LMLearner(TextLearner):
         tokens = words[::-1] + tokens if backwards else tokens + words
         return self.dls.tokenizer.detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
 
-# %% ../nbs/50_text_learner.ipynb #178eb89e
-def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
-    "The epochs of both stages, unless something cannot be."
-    n_epoch = positive_int(n_epoch, 'n_epoch')
-    most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
-    if lr is None: raise ValueError("lr=None: give a rate; the paper's is 30.")
-    if learn.dls.valid is None:
-        raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
-    if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
-        raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
-    return n_epoch, most
+# %% ../nbs/50_text_learner.ipynb #f7b27f3b
+def _window(x, state):
+    "What the model is given: also where documents begin, if the loader tells."
+    return (x, state) if torch.is_tensor(x) else (x.ids, state, x.starts)
 
 
-@contextmanager
-def _staged(learn):
-    "Plain SGD, from the weights that the model shows; the record tells the stages."
-    kept = learn.opt_func
-    if not isinstance(make_opt(learn.model, kept, 1.), torch.optim.SGD): learn.opt_func = SGD
-    if learn.average: learn.average.show_mean()
-    learn.average = learn.opt = None
-    try: yield
-    finally:
-        learn.opt_func,learn.opt = kept,None
-        learn.recorder.begin_stage(0)
-
-
-def _no_average(n_epoch):
-    return (f"Averaging never began: in {n_epoch} epochs the validation loss did not trigger it, and the best weights "
-            "are no average. More epochs or a smaller n may bring one.")
+def _in_order(columns, with_loss):
+    "Probabilities, targets and perhaps losses, all tokens in one row."
+    logp,y = (torch.cat(c, 1).flatten(0, 1) for c in zip(*columns))     # rows are consecutive pieces of the text
+    logp,y = logp[y >= 0],y[y >= 0]
+    return (logp.exp(), y, -logp.gather(1, y[:, None])[:, 0]) if with_loss else (logp.exp(), y)
 
 # %% ../nbs/50_text_learner.ipynb #17fffd40
-def _part_ids(dls, part):
-    "The token ids of a part of the data, or of a list of texts."
+def _part(dls, part):
+    "The loader of a part of the data, or of a list of texts."
     if not isinstance(part, str): dl = dls.test_dl(part)
     elif part in ('train', 'valid', 'test'): dl = getattr(dls, part)
     else: raise ValueError(f"part={part!r} must be 'train', 'valid', 'test', or a list of texts.")
     if dl is None: raise ValueError(f"These data have no {part} part.")
-    return dl.corpus.ids
+    return dl
 
 
-def _evaluate(learn, ids, bs, cache, dynamic, stats):
-    if not dynamic: return (cache.evaluate if cache else evaluate_lm)(learn.model, ids, bs, learn.dls.seq_len)
+def _text(dls, dl, bs=1):
+    "A part's token ids, and where its documents begin if the state is reset there."
+    return dl.corpus.ids, document_starts(dl.corpus, bs, False) if dls.reset_at_docs else None
+
+
+def _evaluate(learn, dl, bs, cache, dynamic, stats):
+    ids,starts = _text(learn.dls, dl, bs)
+    if not dynamic:
+        return (cache.evaluate if cache else evaluate_lm)(learn.model, ids, bs, learn.dls.seq_len, starts=starts)
     if bs != 1: raise ValueError(f"bs={bs}: dynamic evaluation reads one stream; use bs=1.")
-    return dynamic_evaluate(learn.model, ids, _statistics(learn, stats), **asdict(dynamic), cache=cache)
-
-
-def _tune_dynamic(learn, ids, lrs, decays, stats):
-    return tune_dynamic(learn.model, ids, _statistics(learn, stats), lrs, decays)
+    return dynamic_evaluate(learn.model, ids, _statistics(learn, stats), **asdict(dynamic), cache=cache, starts=starts)
 
 
 def _statistics(learn, stats):
     "`stats`, or those of the training part."
     if learn.precision.name != 'fp32':
         raise ValueError(f"Steps of dynamic evaluation are lost in {learn.precision.name}: call to_fp32() before.")
-    return gradient_statistics(learn.model, _part_ids(learn.dls, 'train')) if stats is None else stats
+    return gradient_statistics(learn.model, _part(learn.dls, 'train').corpus.ids) if stats is None else stats
 
 # %% ../nbs/50_text_learner.ipynb #affeb3b1
 def _likeliest(logits, y, vocab):
@@ -569,6 +585,7 @@ def load_learner(
     dls = TextDataLoaders(None, None, vocab, tokenizer=tokenizer, labeler=_labeler(bundle['labeler']),
                           seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent,
                           device=device)
+    if bundle.get('reset_at_docs'): dls.read_lm(reset_at_docs=True)
     model = (get_language_model(len(vocab), config) if is_lm else
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))

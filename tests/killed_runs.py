@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from training_helpers import lm_data, lm_learner, plain_learner, two_classes, words
+from training_helpers import lm_learner, plain_learner, two_classes, words
 
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import text_classifier_learner
@@ -101,8 +101,11 @@ def measured(folder, every='2steps'):
 
 
 def two_stages(folder, every='3steps'):
-    "The paper's training: the trigger fires in the first stage, and the criterion ends the second."
-    learn = lm_learner(lm_data(240, 130), opt_func=Adam, lr=.01)
+    "The paper's training, in which the criterion fires twice, on documents, and rows that begin at random places."
+    text = words(240)
+    dls = TextDataLoaders.from_tokens([text[i:i + 24] for i in range(0, 240, 24)], [words(130, seed=1)], bs=4,
+                                      seq_len=16, seed=0)
+    learn = lm_learner(dls.read_lm(partial_shuffle=True, reset_at_docs=True), opt_func=Adam, lr=.01)
     learn.fit_ntasgd(3, 6, 20., n=0, checkpoint=folder, every=every, cbs=Linger)
     assert learn.recorder.averaging_from and len(learn.record) < 9
     return learn

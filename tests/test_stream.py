@@ -9,7 +9,18 @@ from torch.testing import assert_close
 
 from awdtext.core import seed_all
 from awdtext.data.corpus import Corpus, make_corpus
-from awdtext.data.stream import LMDataLoader, RandomBPTT, batchify, pass_generator, positive_int, unigram_perplexity
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.stream import (
+    LMDataLoader,
+    MarkedIds,
+    RandomBPTT,
+    batchify,
+    document_starts,
+    pass_generator,
+    positive_int,
+    rotate,
+    unigram_perplexity,
+)
 
 
 def numbered(*lengths):
@@ -202,6 +213,112 @@ def test_backwards_reads_each_document_from_its_end():
 def test_device():
     x, y = next(iter(LMDataLoader(numbered(50), bs=2, device='meta')))
     assert x.device.type == y.device.type == 'meta'
+
+
+# Partial shuffle
+
+def press_loop(row, split):
+    "Partially shuffling the training data (Press 2019): the row from `split` on, then its beginning, token by token."
+    return [row[(i + split) % len(row)] for i in range(len(row))]
+
+
+@pytest.mark.parametrize('bs,n', [(1, 30), (3, 100), (7, 65)])
+def test_partial_shuffle_is_the_loop_per_row(bs, n):
+    dl = LMDataLoader(numbered(n), bs=bs, seq_len=9, partial_shuffle=True, seed=1)
+    seen = set()
+    for _ in range(20):
+        x, y = joined(dl)
+        rows, targets = batchify(numbered(n).ids, bs, drop_rest=True)
+        for i in range(bs):
+            split = (rows[i] == x[i, 0]).nonzero().item()
+            assert x[i].tolist() == press_loop(rows[i].tolist(), split)
+            assert y[i].tolist() == press_loop(targets[i].tolist(), split)
+            seen.add((i, split))
+    n_steps = (n - 1) // bs
+    assert len(seen) > min(10, n_steps / 2) * bs, "every row has its own place, another in each pass"
+    assert all((x[:, i] + 1 == y[:, i]).all() for i in range(n_steps)), "all targets are true"
+
+
+def test_every_place_of_a_row_is_as_likely():
+    dl = LMDataLoader(numbered(21), bs=2, seq_len=10, partial_shuffle=True, seed=0)
+    first = Counter(x[0, 0].item() for _ in range(2000) for x, _ in [next(iter(dl))])
+    assert set(first) == set(range(10)) and max(first.values()) < 260 and min(first.values()) > 145
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_orders_are_independent_of_each_other(backwards):
+    "Windows and order of documents are those without partial shuffle; rotated back, the text is the same."
+    make = lambda **kw: LMDataLoader(numbered(*[7] * 40), bs=3, seq_len=10, random_bptt=True, shuffle=True, seed=1,
+                                     backwards=backwards, **kw)
+    plain, partial = list(make()), list(make(partial_shuffle=True))
+    assert [x.shape for x, _ in plain] == [x.shape for x, _ in partial]
+    xs, ps = joined(plain)[0], joined(partial)[0]
+    for row, other in zip(xs.tolist(), ps.tolist()):
+        split = row.index(other[0])
+        assert other == press_loop(row, split)
+    assert not xs.equal(ps)
+
+
+def test_rotate_makes_no_row_another():
+    rows = torch.arange(12).view(3, 4)
+    assert rotate(rows, [0, 0, 0]).equal(rows) and rotate(rows, [1, 2, 3]).sort(1)[0].equal(rows)
+
+
+# Marks of documents
+
+@pytest.mark.parametrize('options', [{}, dict(random_bptt=True, shuffle=True), dict(partial_shuffle=True, shuffle=True),
+                                     dict(backwards=True), dict(shuffle=True, backwards=True, random_bptt=True)])
+@pytest.mark.parametrize('bs', [1, 3, 8])
+def test_marks_are_where_documents_and_rows_begin(bs, options):
+    lengths = [1, 5, 0, 12, 2, 0, 7, 3, 1, 1, 9]
+    corpus = numbered(*lengths)
+    heads = {(doc[-1] if 'backwards' in options else doc[0]).item() for doc in corpus if len(doc)}
+    plain = LMDataLoader(corpus, bs=bs, seq_len=5, seed=3, **options)
+    marked = LMDataLoader(corpus, bs=bs, seq_len=5, seed=3, reset_at_docs=True, **options)
+    windows = list(marked)
+    assert all(isinstance(x, MarkedIds) and x.starts.shape == x.shape == y.shape for x, y in windows)
+    ids, starts, y = (torch.cat(o, 1) for o in zip(*((x.ids, x.starts, y) for x, y in windows)))
+    assert_close((ids, y), joined(plain))
+    of_rows = batchify(torch.arange(corpus.n_tokens), plain.bs, plain.drop_rest)[0][:, 0].tolist()
+    known = y >= 0
+    for i, row in enumerate(ids.tolist()):
+        for t, token in enumerate(row):
+            if not known[i, t]: continue
+            if token in heads: assert starts[i, t]
+            elif 'partial_shuffle' not in options: assert starts[i, t].item() == (t == 0)
+        if 'partial_shuffle' in options:
+            n_extra = sum(starts[i, t].item() and row[t] not in heads for t in range(len(row)))
+            assert n_extra <= 1, "only the place where the row began"
+    assert len(of_rows) == plain.bs
+    assert marked.describe() != plain.describe()
+
+
+def test_marks_on_a_device():
+    x, _ = next(iter(LMDataLoader(numbered(50), bs=2, device='meta', reset_at_docs=True)))
+    assert x.ids.device.type == x.starts.device.type == 'meta'
+
+
+def test_a_text_of_one_document_has_marks_at_its_rows_alone():
+    starts = document_starts(numbered(100), 4, drop_rest=True)
+    assert starts.sum() == 4 and starts[:, 0].all()
+
+
+# What reaches a user
+
+def test_a_user_chooses_how_a_language_model_reads():
+    docs = [[f'w{i}', 'a', 'b'] for i in range(40)]
+    dls = TextDataLoaders.from_tokens(docs, docs[:5], docs[5:9], bs=4, seq_len=8, seed=0)
+    before = [dl.describe() for dl in dls]
+    assert dls.train.describe()['random'] == [True, True, False]
+    assert dls.read_lm(shuffle=False, random_bptt=False) is dls
+    assert_close(joined(dls.train)[1], batchify(dls.train.corpus.ids, 4, False)[1].long())
+    dls.read_lm(partial_shuffle=True)
+    assert [dl.describe()['random'] for dl in dls] == [[True, True, True], [False] * 3, [False] * 3]
+    dls.read_lm(reset_at_docs=True)
+    assert all(isinstance(next(iter(dl))[0], MarkedIds) for dl in (*dls, dls.test_dl(docs)))
+    dls.read_lm()
+    assert [dl.describe() for dl in dls] == before
+    dls.show_batch()
 
 
 # What cannot be

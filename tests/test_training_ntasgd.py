@@ -239,6 +239,13 @@ def test_another_call_in_the_same_folder_is_refused(tmp_path):
             bare_learner().fit_ntasgd(**{'finetune_epochs': 1, 'lr': 2., 'checkpoint': tmp_path / 'run', **how})
 
 
+@pytest.mark.parametrize('how', [dict(partial_shuffle=True), dict(reset_at_docs=True), dict(shuffle=False)], ids=str)
+def test_data_that_are_read_otherwise_are_another_run(how, tmp_path):
+    lm_learner(lm_data(120, 60)).fit(1, checkpoint=tmp_path / 'run')
+    other = lm_learner(lm_data(120, 60).read_lm(**how))
+    with pytest.raises(ValueError, match='holds another run: data.train'): other.fit(1, checkpoint=tmp_path / 'run')
+
+
 def test_lm_learner_of_the_helpers_ends_with_its_clipping_and_dropout_too():
     learn = lm_learner()
     learn.fit_ntasgd(3, 3, 6., n=0)

@@ -23,7 +23,7 @@ import torch
 from ..core import default_device, display_mode, new_seed, say
 from .batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, is_missing
 from .corpus import Corpus, make_corpus
-from .stream import LMDataLoader, positive_int
+from .stream import LMDataLoader, RandomBPTT, positive_int
 from awdtext.data.tokenizer import (FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, check_characters,
     special_tokens)
 from .vocab import Vocab
@@ -695,7 +695,8 @@ def show_rows(
 
 def _lm_rows(batch, vocab):
     text = lambda ids: ' '.join(vocab.decode(ids[ids != -100]))
-    return [{'text': text(x), 'text_': text(y)} for x,y in zip(*(t.cpu() for t in batch))]
+    x,y = batch
+    return [{'text': text(a), 'text_': text(b)} for a,b in zip(getattr(x, 'ids', x).cpu(), y.cpu())]
 
 
 def _classifier_rows(batch, vocab, labeler):
@@ -704,6 +705,24 @@ def _classifier_rows(batch, vocab, labeler):
     if targets is None: return [{'text': text} for text in texts]
     labels = [label_text(labeler.decode(target.cpu())) for target in targets]
     return [{'text': text, 'category': label} for text,label in zip(texts, labels)]
+
+# %% ../../nbs/data/07_dataloaders.ipynb #b13dc633
+def _read_lm(self,
+    *,
+    shuffle:bool=True,          # In training: documents in a new order for each pass
+    partial_shuffle:bool=False, # In training: each row from a random place on (Press 2019)
+    random_bptt:bool=True,      # In training: windows of random length
+    reset_at_docs:bool=False,   # A state of zero at the beginning of each document, in validation too
+):                              # These loaders
+    "Choose how a language model reads: all that is not given is as it is without this."
+    if not self.is_lm: raise ValueError("These data are for a classifier, which reads documents one by one.")
+    if self.train is not None:
+        self.train.windows = RandomBPTT(self.seq_len) if random_bptt else None
+        self.train.shuffle,self.train.partial_shuffle = shuffle, partial_shuffle
+    for dl in (self.train, self.valid, self.test):
+        if dl is not None: dl.reset_at_docs = reset_at_docs
+    self.reset_at_docs = reset_at_docs
+    return self
 
 # %% ../../nbs/data/07_dataloaders.ipynb #b9299350
 class TextDataLoaders:
@@ -729,10 +748,12 @@ class TextDataLoaders:
         self.seq_len,self.val_bs,self.backwards,self.path = seq_len, val_bs, backwards, Path(path)
         self.bs = val_bs if train is None else train.bs
         self.device = default_device() if device is None else torch.device(device)
+        self.reset_at_docs = False
 
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
     from_parts,from_dblock = classmethod(_from_parts), classmethod(_from_dblock)
+    read_lm = _read_lm
 
     def test_dl(self,
         texts:Sequence,            # Strings, or lists of tokens if there is no tokenizer
@@ -740,7 +761,8 @@ class TextDataLoaders:
     )->LMDataLoader|ClassifierDataLoader:
         "A fixed loader of new texts; the `order` of a classifier's tells which is which."
         corpus = encode_texts(texts, self.vocab, self.tokenizer, self.backwards, self.n_workers)
-        if self.is_lm: return LMDataLoader(corpus, self.val_bs, self.seq_len, device=self.device)
+        if self.is_lm:
+            return LMDataLoader(corpus, self.val_bs, self.seq_len, device=self.device, reset_at_docs=self.reset_at_docs)
         targets = None if labels is None else self.labeler(list(labels))
         return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device)
 

@@ -112,6 +112,7 @@ def dynamic_evaluate(
     eps:float=2e-5,          # Added to the size of a gradient before it divides
     bptt:int=5,              # Tokens of a window; the rates are for it
     state:tuple|None=None,   # Recurrent state to start from; zeros if None
+    starts:Tensor|None=None, # Where documents begin: there the state is zero
     cache:NeuralCache|None=None, # Mix with this cache of the states of the moving model
 )->LMScore:
     "As `evaluate_lm`, by a copy that makes a step after each window (Krause et al., 2018)."
@@ -121,7 +122,7 @@ def dynamic_evaluate(
     by_weight = rates({name: stats[name].to(p) for name, p in model.named_parameters()}, settings)
     tally,nats,n_tokens = cache and CacheTally([cache.window], [cache.theta], [cache.lam]), 0., 0
     with torch.enable_grad():
-        for out, y in windows(copy, ids, 1, bptt, state, 'evaluating dynamically'):
+        for out, y in windows(copy, ids, 1, bptt, state, 'evaluating dynamically', starts):
             loss = copy.loss(out.dropped, y)
             nats,n_tokens = nats + float(loss.detach()) * y.numel(), n_tokens + y.numel()
             if cache:
@@ -150,9 +151,10 @@ def tune_dynamic(
     eps:float=2e-5,          # As for `dynamic_evaluate`
     bptt:int=5,              # As for `dynamic_evaluate`
     state:tuple|None=None,   # Recurrent state to start from; zeros if None
+    starts:Tensor|None=None, # Where documents begin: there the state is zero
 )->list[GridPoint]:          # `settings` is a `DynamicEvaluation`; the best first
     "Try all combinations, each from the trained weights."
     tried = [DynamicEvaluation(lr, decay, eps, bptt) for lr, decay in product(lrs, decays)]
     if not tried: raise ValueError("There is nothing to try: give at least one lr and one decay.")
-    return best_first([GridPoint(s, dynamic_evaluate(model, ids, stats, s.lr, s.decay, s.eps, s.bptt, state))
+    return best_first([GridPoint(s, dynamic_evaluate(model, ids, stats, s.lr, s.decay, s.eps, s.bptt, state, starts))
                        for s in tried])

@@ -69,12 +69,14 @@ def windows(
     bptt:int=72,            # Tokens at a time
     state:tuple|None=None,  # Recurrent state to start from; zeros if None
     label:str='evaluating', # Stands beside the bar
+    starts:Tensor|None=None, # Where documents begin, as `document_starts` tells: there the state is zero
 )->Iterator[tuple]:         # `LMOutput`, and its targets, (bs, n); -100 does not count
     "What `model`, as it is then, says of one window of the text after the other."
     device,bs,bptt = next(model.parameters()).device,positive_int(bs, 'bs'),positive_int(bptt, 'bptt')
     xs,ys = batchify(as_ids(ids, len(model.encoder.embedding.weight)), bs, drop_rest=False)   # (bs, n_steps)
     for i in progress(range(0, xs.shape[1], bptt), label=label):
-        out = model(xs[:, i:i + bptt].clamp(min=0).to(device), state)
+        marks = () if starts is None else (starts[:, i:i + bptt].to(device),)
+        out = model(xs[:, i:i + bptt].clamp(min=0).to(device), state, *marks)
         yield out, ys[:, i:i + bptt].to(device)
         state = _cut(out.state)
 
@@ -90,11 +92,12 @@ def evaluate_lm(
     bs:int=1,               # Streams into which it is cut; each but the first starts without context
     bptt:int=72,            # Tokens at a time; changes speed and memory, not the figure
     state:tuple|None=None,  # Recurrent state to start from; zeros if None
+    starts:Tensor|None=None, # Where documents begin, as `document_starts` tells: there the state is zero
 )->LMScore:
     "Loss and perplexity of `model` on `ids`, exactly."
     nats,n_tokens = 0., 0
     with evaluating(model):
-        for out, y in windows(model, ids, bs, bptt, state):
+        for out, y in windows(model, ids, bs, bptt, state, starts=starts):
             n = int((y >= 0).sum())
             nats,n_tokens = nats + float(model.loss(out.dropped, y)) * n, n_tokens + n
     return LMScore.of(nats, n_tokens)

@@ -108,9 +108,10 @@ class NeuralCache:
         bs:int=1,               # Streams into which it is cut; each starts with an empty cache
         bptt:int=72,            # Tokens at a time; changes speed and memory, not the figure
         state:tuple|None=None,  # Recurrent state to start from; zeros if None
+        starts:Tensor|None=None, # Where documents begin, as `document_starts` tells: there the state is zero
     )->LMScore:
         "As `evaluate_lm`, with this cache."
-        return _read(model, ids, bs, bptt, state, CacheTally([self.window], [self.theta], [self.lam]))[0].score
+        return _read(model, ids, bs, bptt, state, starts, CacheTally([self.window], [self.theta], [self.lam]))[0].score
 
 
 def tune_cache(
@@ -122,12 +123,14 @@ def tune_cache(
     bs:int=1,                                   # Streams into which it is cut
     bptt:int=72,                                # Tokens at a time
     state:tuple|None=None,                      # Recurrent state to start from; zeros if None
+    starts:Tensor|None=None,                    # Where documents begin: there the state is zero
 )->list[GridPoint]:                             # `settings` is a `NeuralCache`; the best first
     "Try all combinations on a text, which is read once."
-    return _read(model, ids, bs, bptt, state, CacheTally(list(windows), list(thetas), list(lams)))
+    return _read(model, ids, bs, bptt, state, starts, CacheTally(list(windows), list(thetas), list(lams)))
 
 
-def _read(model, ids, bs, bptt, state, tally):
+def _read(model, ids, bs, bptt, state, starts, tally):
     with evaluating(model):
-        for out, y in windows(model, ids, bs, bptt, state): tally.add(model.nll(out.dropped, y), out.raw, y)
+        for out, y in windows(model, ids, bs, bptt, state, starts=starts):
+            tally.add(model.nll(out.dropped, y), out.raw, y)
     return tally.points()

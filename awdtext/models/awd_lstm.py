@@ -185,21 +185,23 @@ class AWD_LSTM(nn.Module):
     def forward(self,
         ids:Tensor,       # Token ids, (bs, seq_len)
         state:tuple=None, # What the last window left; zeros if None
+        starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
     )->EncoderOutput:     # Output of the last layer, and the new state
         "Read the window `ids` from `state`."
         embedded = self.embedding(ids.t()).transpose(0, 1)  # (bs, seq_len, emb_sz); memory is time first
-        return self.run_layers(self.input_dp(embedded), state)
+        return self.run_layers(self.input_dp(embedded), state, starts)
 
     def run_layers(self,
         x:Tensor,         # Embedded tokens, (bs, seq_len, emb_sz)
         state:tuple=None, # What the last window left; zeros if None
+        starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
     )->EncoderOutput:     # Output of the last layer, and the new state
         "The recurrent layers, with dropout between them."
         check_state(state, len(self.rnns), len(x))
         new_state = []
         for i, rnn in enumerate(self.rnns):
             if i > 0: x = self.hidden_dps[i - 1](x)
-            x,new = rnn(x, state and state[i])
+            x,new = rnn(x, state and state[i], starts)
             new_state.append(new)
         return EncoderOutput(x, tuple(new_state))
 

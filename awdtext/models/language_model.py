@@ -44,9 +44,10 @@ class LanguageModel(nn.Module):
     def forward(self,
         ids:Tensor,       # Token ids, (bs, seq_len)
         state:tuple=None, # What the last window left; zeros if None
+        starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
     )->LMOutput:          # Activations, from which `logits` and `loss` start
         "Read the window `ids` from `state`."
-        raw,state = self.encoder(ids, state)
+        raw,state = self.encoder(ids, state, starts)
         return LMOutput(raw, self.decoder.output_dp(raw), state)
 
     def logits(self,
