@@ -21,8 +21,8 @@ The rows, each the full training but for one thing:
     python benchmarks/ablation.py --data DIR --shard 1/2 &   # two processes that share the work and the results file
     python benchmarks/ablation.py --data DIR --shard 2/2
 
-Eight trainings of five minutes for each of three seeds, in one thread each: about two hours of CPU. Each finished run is a line of the
-results file, and the one at hand has checkpoints: the command can be stopped, and goes on where it was.
+Eight trainings of five minutes for each of three seeds, in one thread each: about two hours of CPU. A finished run is a
+line of the results file, and the one at hand has checkpoints: the command can be stopped, and goes on where it was.
 """
 import argparse
 import json
