@@ -145,15 +145,15 @@ def _check_folder(out):
 
 
 def _open_journal(path):
-    "Optuna's journal. The half line and the lock of a process that was killed are removed: the folder is ours."
+    "Optuna's journal. Half a line and the lock of a process that was killed are removed: nobody else works here."
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     path.with_name(path.name + '.lock').unlink(missing_ok=True)
-    if path.exists():
-        lines = path.read_bytes()
-        whole = lines[:lines.rfind(b'\n') + 1]
-        if whole != lines: path.write_bytes(whole)
-    return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    lines = path.read_bytes() if path.exists() else b''
+    if lines and not lines.startswith(b'{"op_code"'): raise ValueError('it does not begin as one')
+    whole = lines[:lines.rfind(b'\n') + 1]
+    if whole != lines: path.write_bytes(whole)
+    return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path)))), bool(whole)
 
 # %% ../nbs/54_tune.ipynb #6b63f417
 @contextmanager
@@ -183,9 +183,11 @@ def _quiet():
 def _load_study(path, settings, n_epoch):
     import optuna
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=n_epoch // 3)
-    try: study = optuna.create_study(storage=_open_journal(path), study_name='awdtext', pruner=pruner,
-                                     load_if_exists=True)
-    except (ValueError, KeyError, TypeError) as e:
+    try:
+        storage,is_there = _open_journal(path)
+        study = (optuna.load_study if is_there else optuna.create_study)(study_name='awdtext', storage=storage,
+                                                                         pruner=pruner)
+    except (ValueError, KeyError) as e:
         raise ValueError(f"{path} is damaged or no journal of a study ({e}): give another folder.") from e
     theirs = study.user_attrs.get('settings')
     if theirs is None: study.set_user_attr('settings', settings)
