@@ -90,14 +90,16 @@ def test_finding_the_settings_trains_a_learner_the_same_way(out):
     assert learn.record[-1]['valid_loss'] == found.table.valid_loss[0]
 
 
-def test_nothing_of_the_caller_is_changed(out):
+def test_nothing_of_the_caller_is_changed_and_nothing_of_theirs_matters(out, tmp_path):
     dls = lm_data(200, 60)
     next(iter(dls.train))
+    dls.train.seed = 5
     kept = dls.train.seed, dls.train.epoch, dls.valid.seed, dls.valid.epoch
     random,verbosity = random_states(),optuna.logging.get_verbosity()
-    search(out, 2, dls=dls)
+    found = search(out, 2, dls=dls)
     assert (dls.train.seed, dls.train.epoch, dls.valid.seed, dls.valid.epoch) == kept
     assert torch.equal(random['torch'], random_states()['torch']) and optuna.logging.get_verbosity() == verbosity
+    assert losses(found) == losses(search(tmp_path / 'fresh', 2))
 
 
 def test_everything_that_can_be_searched(out):
@@ -138,7 +140,7 @@ def test_three_trials_say_nothing_about_what_mattered(out):
 
 def test_what_is_worse_than_the_median_is_pruned_and_not_before_the_rate_has_risen(out, scripted):
     "The rule of the median by hand: from the sixth trial on, from the second epoch on, not after the last."
-    scripted(lambda p: [9., 8 + p['lr'], 7 + p['lr']])
+    scripted(lambda p: [9 + p['lr'], 8 + p['lr'], 7 - p['lr']])
     found,seen = search(out, 20, 3),[]
     for t in found.study.trials:
         values = t.intermediate_values
