@@ -61,7 +61,21 @@ def _lm_data(data, text_col, valid_pct, tokenized, lang, **rest):
     return TextDataLoaders.from_file(parts['train'] if path.is_dir() else path, valid, test, valid_pct=valid_pct,
                                      raw=tokenized, whole=False if tokenized and not valid else None, **rest)
 
-# %% ../nbs/58_cli.ipynb #f94b5c72
+# %% ../nbs/58_cli.ipynb #db8cddb7
+def _lm_settings(file, **given):
+    "Arguments of `language_model_learner`: those given, else those of the file, else the usual ones."
+    found = {}
+    if file:
+        try: found = json.loads(_file(file).read_text(encoding='utf-8'))
+        except ValueError as e: raise ValueError(f"{file} is no file of settings ({e}).") from e
+        allowed = ['config', 'drop_mult', 'lr', 'wd', 'alpha', 'beta']
+        if not isinstance(found, dict) or set(found) - set(allowed):
+            raise ValueError(f"{file} is no file of settings: it may hold {', '.join(allowed)}, as `awdtext tune` "
+                             "writes them.")
+    usual = {'config': 'small', 'drop_mult': 1., 'lr': 5e-3}
+    return {**usual, **found, **{name: value for name, value in given.items() if value is not None}}
+
+# %% ../nbs/58_cli.ipynb #4ebf0a80
 def train_lm(
     data:str='docstrings',  # Folder, text file or CSV; the built-in corpus if not given
     out:str='lm_out',       # Folder of the results
@@ -98,20 +112,6 @@ def train_lm(
     _leave(learn, 'language_model', learn.save_encoder('encoder'))
     if learn.interrupted: raise KeyboardInterrupt
     _report(learn)
-
-
-def _lm_settings(file, **given):
-    "Arguments of `language_model_learner`: those given, else those of the file, else the usual ones."
-    found = {}
-    if file:
-        try: found = json.loads(_file(file).read_text(encoding='utf-8'))
-        except ValueError as e: raise ValueError(f"{file} is no file of settings ({e}).") from e
-        allowed = ['config', 'drop_mult', 'lr', 'wd', 'alpha', 'beta']
-        if not isinstance(found, dict) or set(found) - set(allowed):
-            raise ValueError(f"{file} is no file of settings: it may hold {', '.join(allowed)}, as `awdtext tune` "
-                             "writes them.")
-    usual = {'config': 'small', 'drop_mult': 1., 'lr': 5e-3}
-    return {**usual, **found, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _fit(learn, name, n_epoch, lr):
