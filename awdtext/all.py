@@ -51,6 +51,7 @@ from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRByS
 from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minimum, one_cycle, slanted_triangular,
     slide, steep, valley)
 from .training.tracking import Recorder, TerminateOnNaN
+from .tune import Tuning, tune
 
 pd = LazyModule('pandas')
 
