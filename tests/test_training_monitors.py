@@ -101,7 +101,7 @@ def test_stopping_after_patience(values, patience, min_delta, n, capsys):
     learn,ends = plain_learner(two_classes()),[]
     cb = EarlyStopping(min_delta=min_delta, patience=patience)
     look = Do('after_epoch', lambda learn: ends.append(learn.epoch), order=45)
-    learn.fit(len(values), cbs=[figures(values), cb, look])
+    learn.fit(len(values), .1, cbs=[figures(values), cb, look])
     assert len(learn.record) == len(ends) == n, "nobody misses the end of the last epoch"
     out = capsys.readouterr().out.splitlines()
     said = [f'Stopped after epoch {n - 1}: valid_loss']
