@@ -34,6 +34,8 @@ from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
 from .models.qrnn import QRNN, WeightDropQRNN
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
+
+# %% ../nbs/59_all.ipynb #3149a8f4
 from .training.accumulate import GradientAccumulation
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)

@@ -108,7 +108,7 @@ def test_a_character_encoder_makes_a_classifier(tmp_path):
     learn.save_encoder('chars')
     dls = char_dls(is_lm=False, labels=labels, text_vocab=learn.dls.vocab)
     clas = text_classifier_learner(dls, pretrained='chars', path=tmp_path, drop_mult=0.).remove_cb(ProgressCallback)
-    clas.unfreeze().fit_one_cycle(10, 2e-2)
+    clas.unfreeze().fit_one_cycle(20, 2e-2)
     assert clas.validate()[1] > .9 and clas.predict(texts[0])[0] == 'pet'
 
 

@@ -107,7 +107,7 @@ def test_another_thread_can_train():
 
 def test_the_user_is_told(capsys):
     learn = plain_learner(two_classes()).add_cb(ProgressCallback)
-    learn.fit(5, cbs=Do('before_batch', at((1, 3))))
+    learn.fit(5, .1, cbs=Do('before_batch', at((1, 3))))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "Interrupted in epoch 1. The model is usable, the record is kept."
     assert len(lines) == 3                                # header, epoch 0, this
@@ -118,7 +118,7 @@ import time
 from training_helpers import Do, lm_learner
 from awdtext.training.progress import ProgressCallback
 learn = lm_learner().add_cb(ProgressCallback)
-learn.fit(10**6, cbs=Do('after_batch', lambda learn: time.sleep(.01)))
+learn.fit(10**6, 5e-3, cbs=Do('after_batch', lambda learn: time.sleep(.01)))
 print('usable', learn.interrupted, len(learn.record) > 0, learn.validate()[0] < 4, learn.predict('w1 w2', 3) != '')
 '''
 
@@ -130,7 +130,7 @@ def test_a_real_signal_ends_a_real_process_cleanly():
                            cwd=tests, env={**os.environ, 'PYTHONPATH': tests, 'OMP_NUM_THREADS': '1'})
     try:
         lines = [run.stdout.readline() for _ in range(3)]                # the header and two epochs
-        assert 'train_loss' in lines[0], run.communicate()
+        assert 'train_loss' in lines[0], lines
         run.send_signal(signal.SIGINT)
         out,err = run.communicate(timeout=60)
     finally: run.kill()

@@ -194,7 +194,7 @@ def test_the_graph_is_one_display_that_is_updated(monkeypatch):
 
 def test_no_graph_outside_of_notebooks(capsys):
     learn,cb = plain_learner(two_classes()),ShowGraph()
-    learn.fit(2, cbs=cb)
+    learn.fit(2, .1, cbs=cb)
     assert cb._shown is None and not capsys.readouterr().out
 
 

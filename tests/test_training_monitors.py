@@ -51,15 +51,15 @@ def test_the_direction_can_be_given():
     assert falls('x', np.less) and falls('accuracy', operator.lt)
     assert not falls('valid_loss', np.greater)
     learn,cb = plain_learner(two_classes()),EarlyStopping('valid_loss', comp=np.greater)
-    learn.fit(5, cbs=[figures([1., 2., 3., 2., 9.]), cb])
+    learn.fit(5, .1, cbs=[figures([1., 2., 3., 2., 9.]), cb])
     assert len(learn.record) == 4 and cb.best == 3.
 
 
 def test_a_figure_without_a_direction_needs_one(capsys):
     def oddity(preds, targs): return preds.mean()
     learn = plain_learner(two_classes(), metrics=oddity)
-    with pytest.raises(ValueError, match='give comp=np.less'): learn.fit(1, cbs=EarlyStopping('oddity'))
-    learn.fit(2, cbs=EarlyStopping('oddity', comp=np.less, patience=9))
+    with pytest.raises(ValueError, match='give comp=np.less'): learn.fit(1, .1, cbs=EarlyStopping('oddity'))
+    learn.fit(2, .1, cbs=EarlyStopping('oddity', comp=np.less, patience=9))
     assert len(learn.record) == 2
 
 
@@ -69,7 +69,7 @@ def test_a_figure_without_a_direction_needs_one(capsys):
 def test_a_figure_that_is_not_there(cls):
     learn = plain_learner(two_classes(), metrics=[accuracy, Perplexity()])
     with pytest.raises(ValueError, match="there are .'train_loss', 'valid_loss', 'accuracy', 'perplexity'."):
-        learn.fit(1, cbs=cls('f1_score'))
+        learn.fit(1, .1, cbs=cls('f1_score'))
     assert not learn.record
 
 
@@ -78,9 +78,9 @@ def test_without_validation_data_only_the_training_loss():
     dls.valid = None
     with pytest.raises(ValueError, match='no validation data'): plain_learner(dls).fit(1, cbs=EarlyStopping())
     learn = plain_learner(dls)
-    learn.fit(3, cbs=EarlyStopping('train_loss', patience=3))
+    learn.fit(3, .1, cbs=EarlyStopping('train_loss', patience=3))
     assert len(learn.record) == 3
-    with pytest.raises(ValueError, match=r"there are \['train_loss'\]"): learn.fit(1, cbs=EarlyStopping('accuracy'))
+    with pytest.raises(ValueError, match=r"there are \['train_loss'\]"): learn.fit(1, .1, cbs=EarlyStopping('accuracy'))
 
 
 @pytest.mark.parametrize('make, message', [
@@ -101,7 +101,7 @@ def test_stopping_after_patience(values, patience, min_delta, n, capsys):
     learn,ends = plain_learner(two_classes()),[]
     cb = EarlyStopping(min_delta=min_delta, patience=patience)
     look = Do('after_epoch', lambda learn: ends.append(learn.epoch), order=45)
-    learn.fit(len(values), cbs=[figures(values), cb, look])
+    learn.fit(len(values), .1, cbs=[figures(values), cb, look])
     assert len(learn.record) == len(ends) == n, "nobody misses the end of the last epoch"
     out = capsys.readouterr().out.splitlines()
     said = [f'Stopped after epoch {n - 1}: valid_loss']
@@ -111,18 +111,18 @@ def test_stopping_after_patience(values, patience, min_delta, n, capsys):
 def test_a_new_fit_has_its_patience_back():
     learn,cb = plain_learner(two_classes()),EarlyStopping(patience=2)
     learn.add_cb(cb).add_cb(figures([1., 2., 3., 4.]))
-    learn.fit(4)
-    learn.fit(4)
+    learn.fit(4, .1)
+    learn.fit(4, .1)
     assert [row['epoch'] for row in learn.record] == [0, 1, 2] * 2
     cb.reset_on_fit = False
-    learn.fit(4)
+    learn.fit(4, .1)
     assert [row['epoch'] for row in learn.record][6:] == [0, 1], "1 is not better than the 1 of the last fit"
 
 
 @pytest.mark.parametrize('cls', [EarlyStopping, SaveModel, ReduceLROnPlateau])
 def test_state_goes_through_a_file(cls, tmp_path):
     learn,cb = plain_learner(two_classes(), path=tmp_path),cls(min_delta=.1)
-    learn.fit(3, cbs=[figures([3., 2., 2.]), cb])
+    learn.fit(3, .1, cbs=[figures([3., 2., 2.]), cb])
     learn.add_cb(cb)
     learn.save('state')
     other = plain_learner(two_classes(), cbs=cls(), path=tmp_path).load('state').cbs[-1]
@@ -137,7 +137,7 @@ def test_a_killed_run_keeps_its_patience(tmp_path):
         def stop(learn):
             if kill and learn.epoch == 4 and learn.training and learn.iter == 2: raise KeyboardInterrupt
         cbs = [figures([3., 2., 1., 4., 4., 4., 4.]), EarlyStopping(patience=2), Do('before_batch', stop)]
-        learn.fit(7, cbs=cbs, checkpoint=tmp_path / folder, every='1steps')
+        learn.fit(7, .1, cbs=cbs, checkpoint=tmp_path / folder, every='1steps')
         return learn
     whole = run('whole', False)
     assert len(whole.record) == 5
@@ -153,19 +153,19 @@ def test_a_killed_run_keeps_its_patience(tmp_path):
 @pytest.mark.parametrize('with_opt', [False, True])
 def test_the_model_holds_the_best_weights(values, best, with_opt, tmp_path, capsys):
     learn,(seen, look) = plain_learner(two_classes(), opt_func=Adam, path=tmp_path),weights_of_epochs()
-    learn.fit(len(values), cbs=[figures(values), look, SaveModel(with_opt=with_opt)])
+    learn.fit(len(values), .1, cbs=[figures(values), look, SaveModel(with_opt=with_opt)])
     assert_same(learn.model.state_dict(), seen[best])
     assert [row['epoch'] for row in learn.record] == list(range(len(values))), "the record tells of all epochs"
     assert len(learn.recorder.losses) == 8 * len(values)
     out = capsys.readouterr().out
     assert out == f"The model holds the weights of epoch {best} (valid_loss 1), saved as 'model'.\n"
-    learn.fit(1)                                                  # and training can go on
+    learn.fit(1, .1)                                                  # and training can go on
     assert len(learn.record) == len(values) + 1
 
 
 def test_an_accuracy_is_best_when_it_is_highest(tmp_path):
     learn,(seen, look) = plain_learner(two_classes(), metrics=accuracy, path=tmp_path),weights_of_epochs()
-    learn.fit(3, cbs=[figures([.5, .7, .6], 'accuracy'), look, SaveModel('accuracy')])
+    learn.fit(3, .1, cbs=[figures([.5, .7, .6], 'accuracy'), look, SaveModel('accuracy')])
     assert_same(learn.model.state_dict(), seen[1])
 
 
@@ -174,15 +174,15 @@ def test_with_opt_goes_on_exactly_from_the_best_epoch(tmp_path):
     dls = two_classes()
     def learner(n_epoch, values):
         learn = plain_learner(dls, opt_func=Adam, path=tmp_path)
-        learn.fit(n_epoch, cbs=[figures(values), SaveModel(with_opt=True)])
-        learn.fit(2)
+        learn.fit(n_epoch, .1, cbs=[figures(values), SaveModel(with_opt=True)])
+        learn.fit(2, .1)
         return learn
     assert_same(learner(4, [2., 1., 3., 3.]).model.state_dict(), learner(2, [2., 1.]).model.state_dict())
 
 
 def test_early_stopping_and_the_best_weights(tmp_path, capsys):
     learn,(seen, look) = plain_learner(two_classes(), path=tmp_path),weights_of_epochs()
-    learn.fit(9, cbs=[EarlyStopping(patience=2), SaveModel(), look, figures([3., 1., 2., 2., 0.])])
+    learn.fit(9, .1, cbs=[EarlyStopping(patience=2), SaveModel(), look, figures([3., 1., 2., 2., 0.])])
     assert len(seen) == 4
     assert_same(learn.model.state_dict(), seen[1])
 
@@ -191,16 +191,16 @@ def test_the_average_is_what_is_kept(tmp_path):
     learn,means = lm_learner(averaging=ASGD(start=3), path=tmp_path),[]
     def look(learn):
         with learn.averaged(): means.append(snapshot(learn.model))
-    learn.fit(3, cbs=[figures([3., 1., 2.]), Do('after_epoch', look, order=15), SaveModel()])
+    learn.fit(3, .1, cbs=[figures([3., 1., 2.]), Do('after_epoch', look, order=15), SaveModel()])
     assert_same(learn.model.state_dict(), means[1])
-    learn.fit(1)
+    learn.fit(1, .1)
 
 
 def test_averaging_goes_on_from_the_best_epoch(tmp_path):
     def learner(n_epoch, values):
         learn = lm_learner(averaging=ASGD(start=3), path=tmp_path)
         learn.dls.train.seed = 5
-        learn.fit(n_epoch, cbs=[figures(values), SaveModel(with_opt=True)])
+        learn.fit(n_epoch, .1, cbs=[figures(values), SaveModel(with_opt=True)])
         return learn
     a,b = learner(3, [3., 1., 2.]),learner(2, [3., 1.])
     assert a.average.n == b.average.n and a.average.swapped and b.average.swapped
@@ -213,7 +213,7 @@ def test_no_epoch_improved(tmp_path, capsys):
     plain_learner(two_classes(), path=tmp_path).save('model')
     before = (tmp_path / 'models' / 'model.safetensors').read_bytes()
     learn,(seen, look) = plain_learner(two_classes(), path=tmp_path),weights_of_epochs()
-    learn.fit(2, cbs=[figures([math.nan] * 2), look, SaveModel()])
+    learn.fit(2, .1, cbs=[figures([math.nan] * 2), look, SaveModel()])
     assert_same(learn.model.state_dict(), seen[-1])
     assert (tmp_path / 'models' / 'model.safetensors').read_bytes() == before
     assert 'No epoch gave a number for valid_loss' in capsys.readouterr().out
@@ -228,9 +228,9 @@ def test_the_first_error_is_the_one_that_is_seen(epoch, outer, tmp_path, capsys)
     learn,last = plain_learner(two_classes(), path=tmp_path),[]
     cbs = [SaveModel(), Do('after_loss', fail), Do('after_step', lambda learn: last.append(snapshot(learn.model)))]
     with pytest.raises(FloatingPointError, match='first') as caught:
-        if not outer: learn.fit(3, cbs=cbs)
+        if not outer: learn.fit(3, .1, cbs=cbs)
         try: raise KeyError
-        except KeyError: learn.fit(3, cbs=cbs)
+        except KeyError: learn.fit(3, .1, cbs=cbs)
     assert outer or caught.value.__context__ is None
     assert_same(learn.model.state_dict(), last[-1])
     out = capsys.readouterr().out
@@ -240,7 +240,7 @@ def test_the_first_error_is_the_one_that_is_seen(epoch, outer, tmp_path, capsys)
 def test_a_fit_within_the_handling_of_an_error_ended_well(tmp_path):
     learn,(seen, look) = plain_learner(two_classes(), path=tmp_path),weights_of_epochs()
     try: raise KeyError
-    except KeyError: learn.fit(3, cbs=[figures([2., 1., 3.]), look, SaveModel()])
+    except KeyError: learn.fit(3, .1, cbs=[figures([2., 1., 3.]), look, SaveModel()])
     assert_same(learn.model.state_dict(), seen[1])
 
 
@@ -248,7 +248,7 @@ def test_ctrl_c_leaves_the_best_weights(tmp_path):
     def stop(learn):
         if learn.epoch == 1 and learn.iter == 3: raise KeyboardInterrupt
     learn,(seen, look) = plain_learner(two_classes(), path=tmp_path),weights_of_epochs()
-    learn.fit(3, cbs=[SaveModel(), look, Do('after_step', stop)])
+    learn.fit(3, .1, cbs=[SaveModel(), look, Do('after_step', stop)])
     assert learn.interrupted and len(seen) == 1
     assert_same(learn.model.state_dict(), seen[0])
 
@@ -256,16 +256,16 @@ def test_ctrl_c_leaves_the_best_weights(tmp_path):
 def test_nothing_is_loaded_when_another_callback_refuses_to_begin(tmp_path, capsys):
     def refuse(learn): raise ValueError("refused")
     learn = plain_learner(two_classes(), path=tmp_path, cbs=SaveModel())
-    learn.fit(1)
+    learn.fit(1, .1)
     capsys.readouterr()
-    with pytest.raises(ValueError, match='refused'): learn.fit(1, cbs=Do('before_fit', refuse, order=-50))
+    with pytest.raises(ValueError, match='refused'): learn.fit(1, .1, cbs=Do('before_fit', refuse, order=-50))
     assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize('every, epochs', [(True, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3])])
 def test_a_file_for_every_epoch(every, epochs, tmp_path):
     learn,(seen, look) = plain_learner(two_classes(), path=tmp_path),weights_of_epochs()
-    learn.fit(4, cbs=[look, SaveModel(fname='m', every_epoch=every)])
+    learn.fit(4, .1, cbs=[look, SaveModel(fname='m', every_epoch=every)])
     assert sorted(p.name for p in (tmp_path / 'models').iterdir()) == [f'm_{e}.safetensors' for e in epochs]
     assert_same(learn.model.state_dict(), seen[-1])
     assert_same(plain_learner(two_classes(), path=tmp_path).load('m_0').model.state_dict(), seen[0])
@@ -275,7 +275,7 @@ def test_a_file_at_the_end(tmp_path):
     dls = two_classes()
     dls.valid = None                                              # which needs no figure
     learn = plain_learner(dls, path=tmp_path)
-    learn.fit(2, cbs=SaveModel(at_end=True))
+    learn.fit(2, .1, cbs=SaveModel(at_end=True))
     assert_same(plain_learner(dls, path=tmp_path).load('model').model.state_dict(), learn.model.state_dict())
 
 
@@ -301,7 +301,7 @@ def test_a_rate_below_the_lowest_does_not_rise():
 
 def test_a_schedule_and_a_plateau_contradict_each_other():
     with pytest.raises(ValueError, match='under a schedule'):
-        plain_learner(two_classes()).fit_one_cycle(1, .1, cbs=ReduceLROnPlateau())
+        plain_learner(two_classes()).fit_one_cycle(1, cbs=ReduceLROnPlateau())
 
 
 def test_they_stay_out_of_the_range_test(tmp_path):

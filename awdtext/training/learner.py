@@ -329,7 +329,7 @@ class Learner:
     )->None:
         "Train at a constant rate. Where none is given, a line says which optimiser and rate it is."
         self._set_up(self.lr if lr is None else lr, wd)
-        if lr is None: say(f"{type(self.opt).__name__} at a constant rate of {self.lr:g}; fit(n, lr=…) takes another.")
+        if lr is None: say(f"{type(self.opt).__name__} at a constant rate of {self.lr}; fit(n, lr=…) takes another.")
         with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
     def fit_one_cycle(self,
