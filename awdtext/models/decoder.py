@@ -30,30 +30,33 @@ def chunk_nll(
     b:Tensor|None, # Decoder bias, (vocab_sz,)
     t:Tensor,      # Targets, (n, 1)
     z:Tensor,      # Overwritten by the logits, (n, vocab_sz), dtype of `h`
-    logp:Tensor,   # Overwritten by the log-probabilities, (n, vocab_sz), float32 or float64
+    p:Tensor,      # Overwritten by the probabilities, (n, vocab_sz), dtype of `h`
+    exact:torch.dtype=torch.float32, # In which the losses are summed
 )->Tensor:         # Sum of the negative log-probabilities of the targets
-    "Loss of a chunk, and its log-probabilities in `logp`."
+    "Loss of a chunk, and its probabilities in `p`."
     if b is None: torch.mm(h, W.T, out=z)
     else: torch.addmm(b, h, W.T, out=z)
-    torch.log_softmax(z, 1, dtype=logp.dtype, out=logp)
-    return -logp.gather(1, t).sum()
+    torch.softmax(z, 1, out=p)
+    p_t = p.gather(1, t)[:, 0].to(exact)
+    nll,lost = -p_t.log(), p_t < torch.finfo(p.dtype).tiny
+    if lost.any(): nll[lost] = F.cross_entropy(z[lost].to(exact), t[lost, 0], reduction='none')
+    return nll.sum()
 
 # %% ../../nbs/models/13_decoder.ipynb #de65e9fd
 def add_grads(
     h:Tensor,          # A chunk of hidden states, (n, n_hid)
     W:Tensor,          # Decoder weights, (vocab_sz, n_hid)
     t:Tensor,          # Targets, (n, 1)
-    logp:Tensor,       # Log-probabilities, (n, vocab_sz); overwritten
+    p:Tensor,          # Probabilities, (n, vocab_sz); overwritten
     dh:Tensor|None,    # Filled with the gradient of `h`, (n, n_hid)
     dW:Tensor|None,    # To which the gradient of `W` is added, (vocab_sz, n_hid)
     db:Tensor|None,    # To which the gradient of the bias is added, (vocab_sz,)
 )->None:
     "Gradients of the summed loss of a chunk."
-    dz = logp.exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=logp.dtype))
-    if db is not None: db += dz.sum(0)
-    dz = dz.to(h.dtype)  # the products in the dtype of `h`, the sums in that of `dW`
+    dz = p.scatter_add_(1, t, torch.full_like(t, -1, dtype=p.dtype))
+    if db is not None: db += (dz.new_ones(1, len(dz)) @ dz)[0]   # a product, as sums of bfloat16 are slow
     if dh is not None: dh.copy_(dz @ W)
-    if dW is None: return
+    if dW is None: return  # the products are in the dtype of `h`, their sum in that of `dW`
     if dW.dtype == h.dtype: dW.addmm_(dz.T, h)
     else: dW += dz.T @ h
 
@@ -71,14 +74,14 @@ def fused_nll(
     h,W,b,t = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), targets[:, None]
     exact = torch.promote_types(dtype, torch.float32)
     chunk = min(chunk or chunk_rows(len(W)), max(n, 1))
-    z,logp = h.new_empty(chunk, len(W)), h.new_empty(chunk, len(W), dtype=exact)
+    z,p = (h.new_empty(chunk, len(W)) for _ in range(2))
     inputs = zip((hidden, weight, bias), needs)
     dh,dW,db = (torch.zeros_like(o, dtype=exact) if need else None for o, need in inputs)
     total = h.new_zeros((), dtype=exact)
     for s in (slice(i, min(i + chunk, n)) for i in range(0, n, chunk)):
         rows = slice(s.stop - s.start)
-        total += chunk_nll(h[s], W, b, t[s], z[rows], logp[rows])
-        if any(needs): add_grads(h[s], W, t[s], logp[rows], None if dh is None else dh[s], dW, db)
+        total += chunk_nll(h[s], W, b, t[s], z[rows], p[rows], exact)
+        if any(needs): add_grads(h[s], W, t[s], p[rows], None if dh is None else dh[s], dW, db)
     return total, dh, dW, db
 
 # %% ../../nbs/models/13_decoder.ipynb #8d071edf

@@ -134,7 +134,7 @@ class _Sweep(torch.autograd.Function):
         d_gates = d_gates.flatten(0, 1)                                # (T*B, 4*n)
         dW,dU = d_gates.T @ x.flatten(0, 1), d_gates.T @ hs[:-1].flatten(0, 1)
         dx = (d_gates @ W).view_as(x) if ctx.needs_input_grad[0] else None
-        return dx, dh, dc, dW, dU, d_gates.sum(0, dtype=gates.dtype)
+        return dx, dh, dc, dW, dU, d_gates.sum(0).to(gates.dtype)
 
 
 def step_back(
@@ -166,7 +166,7 @@ def lstm_sweep(
     W:Tensor, # Input-to-hidden weights, (4*n_hid, n_in)
     U:Tensor, # Hidden-to-hidden weights, (4*n_hid, n_hid)
     b:Tensor, # Bias, (4*n_hid,)
-)->tuple:     # (bs, seq_len, n_hid) in the dtype of the products, and the state after the last step, in float32 or float64
+)->tuple:     # (bs, seq_len, n_hid) in the dtype of the products, and the last state in float32 or float64
     "`lstm_loop` with its products in the dtype that `compute_dtype(x)` tells, and everything else in float32 at least."
     dtype = compute_dtype(x)
     exact = torch.promote_types(dtype, torch.float32)

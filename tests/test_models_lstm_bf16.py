@@ -1,0 +1,128 @@
+"The sweep of an LSTM with products in bfloat16: the loop in float64, near it in bfloat16, and in whole models."
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from awdtext.core import seed_all
+from awdtext.models.awd_lstm import AWD_LSTM
+from awdtext.models.language_model import get_language_model
+from awdtext.models.lstm import WeightDropLSTM, lstm_kernel, lstm_loop, lstm_sweep, repeated_product
+
+bf16 = {'device_type': 'cpu', 'dtype': torch.bfloat16}
+
+
+def inputs(bs=3, seq_len=5, n_in=4, n_hid=6, dtype=torch.double, grad=True):
+    seed_all(0)
+    shapes = (bs, seq_len, n_in), (bs, n_hid), (bs, n_hid), (4*n_hid, n_in), (4*n_hid, n_hid), (4*n_hid,)
+    return [torch.randn(*shape, dtype=dtype, requires_grad=grad) for shape in shapes]
+
+
+def relative(rough, exact):
+    rough,exact = rough.detach().double(), exact.detach().double()
+    return float((rough - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1, 1), (3, 5, 4, 6), (7, 2, 1, 3), (1, 30, 5, 2)])
+def test_in_float64_it_is_the_loop_with_all_gradients(sizes):
+    args = inputs(*sizes)
+    def value(out, state): return out.sin().sum() + (state[0] * state[1]).sum()
+    sweep,loop = lstm_sweep(*args), lstm_loop(*args)
+    assert_close(sweep, loop)
+    assert_close(torch.autograd.grad(value(*sweep), args), torch.autograd.grad(value(*loop), args))
+
+
+@pytest.mark.parametrize('unused', range(3))
+def test_what_the_loss_does_not_use_has_a_gradient_all_the_same(unused):
+    args = inputs()
+    def value(out, state): return sum(o.sum() for i, o in enumerate((out, *state)) if i != unused)
+    for ours, loops in zip(*(torch.autograd.grad(value(*f(*args)), args) for f in (lstm_sweep, lstm_loop))):
+        assert_close(ours, loops)
+
+
+def test_a_frozen_input_costs_no_gradient():
+    x,*rest = inputs()
+    lstm_sweep(x.detach(), *rest)[0].sum().backward()
+    assert x.grad is None and all(o.grad is not None for o in rest)
+    out,_ = lstm_sweep(*inputs(grad=False))
+    assert not out.requires_grad
+
+
+def test_there_is_no_second_derivative():
+    args = inputs()
+    first = torch.autograd.grad(lstm_sweep(*args)[0].sum(), args, create_graph=True)
+    with pytest.raises(RuntimeError, match='does not require grad'): torch.autograd.grad(first[0].sum(), args)
+
+
+@pytest.mark.parametrize('n_hid', [32, 100])
+def test_in_bfloat16_it_is_as_near_as_eight_bits_allow(n_hid):
+    args = inputs(bs=8, seq_len=20, n_in=32, n_hid=n_hid, dtype=torch.float32)
+    with torch.no_grad(): [w.mul_(n_hid ** -.5) for w in args[3:5]]
+    with torch.autocast(**bf16): out,(h, c) = lstm_kernel(*args, torch.zeros(4*n_hid))
+    exact,(h_exact, c_exact) = lstm_loop(*args)
+    assert out.dtype == torch.bfloat16 and h.dtype == c.dtype == torch.float32
+    assert max(relative(out, exact), relative(h, h_exact), relative(c, c_exact)) < .01
+    ours,loops = (torch.autograd.grad(o.float().sin().sum(), args) for o in (out, exact))
+    for g, exact_g in zip(ours, loops): assert g.dtype == torch.float32 and relative(g, exact_g) < .02
+
+
+def test_the_product_that_is_prepared_is_the_product():
+    seed_all(0)
+    for dtype in (torch.bfloat16, torch.float32):
+        for n_out, n_in, rows in ((64, 16, 5), (7, 3, 1), (100, 33, 80)):
+            weight,x = torch.randn(n_out, n_in).to(dtype), torch.randn(rows, n_in).to(dtype)
+            assert relative(repeated_product(weight, rows)(x), x @ weight.T) < .01
+
+
+def test_without_these_operations_it_is_the_same(monkeypatch):
+    args = inputs(bs=8, seq_len=20, n_in=32, n_hid=32, dtype=torch.float32)
+    def run():
+        with torch.autocast(**bf16): return lstm_sweep(*args)[0]
+    prepared = run()
+    monkeypatch.setattr('awdtext.models.lstm._can_lay_out', lambda weight: False)
+    assert relative(run(), prepared) < .01
+
+
+def test_documents_begin_anew_in_bfloat16_too():
+    seed_all(0)
+    rnn,x = WeightDropLSTM(8, 8).eval(), torch.randn(2, 6, 8)
+    starts = torch.zeros(2, 6, dtype=torch.bool)
+    starts[1, 3] = True
+    with torch.autocast(**bf16), torch.no_grad():
+        out,_ = rnn(x, None, starts)
+        alone,_ = rnn(x[1:, 3:])
+    assert relative(out[1:, 3:], alone) < .01
+
+
+def test_a_model_learns_in_bfloat16_what_it_learns_in_float32():
+    seed_all(0)
+    text = torch.arange(400).remainder(7).view(8, 50)                  # each word tells the next one
+    losses = {}
+    for name, enabled in (('fp32', False), ('bf16', True)):
+        seed_all(0)
+        model = get_language_model(7, dict(emb_sz=16, n_hid=24, n_layers=2), drop_mult=.2)
+        opt = torch.optim.Adam(model.parameters(), 2e-2)
+        for _ in range(40):
+            with torch.autocast(**bf16, enabled=enabled):
+                loss = model.loss(model(text[:, :-1]).dropped, text[:, 1:])
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        losses[name] = loss.item()
+    assert losses['fp32'] < .3 and abs(losses['bf16'] - losses['fp32']) < .1
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_state_goes_from_window_to_window_and_between_precisions():
+    seed_all(0)
+    encoder = AWD_LSTM(20, emb_sz=16, n_hid=24, n_layers=2).eval()
+    ids = torch.randint(20, (3, 12))
+    with torch.no_grad():
+        exact = encoder(ids)
+        with torch.autocast(**bf16):
+            whole,first = encoder(ids), encoder(ids[:, :5])
+            rest = encoder(ids[:, 5:], first.state)
+        mixed = deepcopy(encoder)(ids[:, 5:], first.state)             # float32 goes on from bfloat16's state
+    assert_close(rest.raw, whole.raw[:, 5:])
+    assert relative(whole.raw, exact.raw) < .02 and relative(mixed.raw, exact.raw[:, 5:]) < .02
