@@ -40,8 +40,17 @@ def _share(path, valid_pct):
     return None if all((path / p).is_dir() for p in ('train', 'valid')) else valid_pct
 
 # %% ../nbs/58_cli.ipynb #2b3d3dc9
-def _lm_data(data, text_col, valid_pct, tokenized, lang, **rest):
-    "Loaders from whatever `data` is."
+def _lm_data(data, text_col, valid_pct, tokenized, lang, min_freq, seed, **rest):
+    "Seeded loaders from whatever `data` is, and a line about them; of words between blanks none is too rare."
+    from awdtext.core import say, seed_all
+    seed_all(seed)
+    dls = _read_lm_data(data, text_col, valid_pct, tokenized, lang, min_freq=1 if tokenized else min_freq, seed=seed,
+                        **rest)
+    say(f"{data}: {dls.summary()}.")
+    return dls
+
+
+def _read_lm_data(data, text_col, valid_pct, tokenized, lang, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
     from awdtext.data.tokenizer import SpacyTokenizer, Tokenizer
@@ -97,17 +106,14 @@ def train_lm(
     seed:int=42,            # Of everything random
 ):
     "Train a language model; leave encoder, model, record and curve in OUT."
-    from awdtext.core import say, seed_all
     from awdtext.data.stream import positive_int
     from awdtext.models.awd_lstm import AWDLSTMConfig
     from awdtext.text_learner import language_model_learner
     out,epochs = _place(out),positive_int(epochs, 'epochs')
     how = _lm_settings(settings, config=config, lr=lr, drop_mult=drop_mult)
     AWDLSTMConfig.from_any(how['config']).scaled(how['drop_mult'])
-    seed_all(seed)
-    dls = _lm_data(data, text_col, valid_pct, tokenized, lang, seq_len=seq_len, backwards=backwards, bs=bs,
-                   max_vocab=max_vocab, min_freq=1 if tokenized else min_freq, seed=seed)
-    say(f"{data}: {dls.summary()}.")
+    dls = _lm_data(data, text_col, valid_pct, tokenized, lang, min_freq, seed, seq_len=seq_len, backwards=backwards,
+                   bs=bs, max_vocab=max_vocab)
     learn = language_model_learner(dls, **how, path=out, model_dir='.')
     _fit(learn, 'language_model', epochs, how['lr'])
     _leave(learn, 'language_model', learn.save_encoder('encoder'))
@@ -165,14 +171,11 @@ def tune(
     seed:int=42,            # Of everything random
 ):
     "Search dropouts, rate and decay of a language model; leave settings, trials and a plot of what mattered in OUT."
-    from awdtext.core import say, seed_all
+    from awdtext.core import say
     from awdtext.tune import tune as search
     def make_dls():
-        seed_all(seed)
-        dls = _lm_data(data, text_col, valid_pct, tokenized, lang, seq_len=seq_len, backwards=backwards, bs=bs,
-                       max_vocab=max_vocab, min_freq=1 if tokenized else min_freq, seed=seed)
-        say(f"{data}: {dls.summary()}.")
-        return dls
+        return _lm_data(data, text_col, valid_pct, tokenized, lang, min_freq, seed, seq_len=seq_len,
+                        backwards=backwards, bs=bs, max_vocab=max_vocab)
     found = search(make_dls, n_trials, epochs, space, _place(out), config=config, seed=seed)
     say(f"\n{found.table.head(10).to_string(index=False, float_format='{:.4g}'.format)}")
     mattered = ', '.join(f'{name} {share:.2f}' for name, share in found.importances.items())
