@@ -4,10 +4,11 @@ The `small` preset with every other setting at its default, three seeds; perplex
 and 10 passes. Each finished run is a line of the results file: the command can be stopped, and goes on where it was.
 Runs share what they have in common: one of 10 epochs at a constant rate holds those of 1 and 3, and a flat-cos run is
 the constant one up to three quarters of its length, where a copy of the process takes it to its end. It runs in one
-thread, as a copy has no more.
+thread, as a copy has no more. With `--precision bf16` the same runs in bfloat16 (float32 weights): a table of its own.
 
     python benchmarks/defaults_lm.py --data DIR              # DIR holds wikitext-2/{train,valid,test}.txt
     python benchmarks/defaults_lm.py --data DIR --only '1cycle' --epochs 1 3 --seeds 0
+    python benchmarks/defaults_lm.py --data DIR --precision bf16 --epochs 10
 """
 import argparse
 import os
@@ -76,13 +77,13 @@ class Branches(Callback):
         os._exit(0)                                         # nothing of the original's is to be tidied up
 
 
-def run(data, name, n_epoch, seed, finish, lengths=()):
+def run(data, name, n_epoch, seed, precision, finish, lengths=()):
     "Train once, and flat-cos runs of `lengths` with it; `finish(name, learner, epochs)` for each."
     opt_func,train,lr = candidates[name]
     tokens,valid = first_tokens(data / 'wikitext-2/train.txt', n_tokens), first_tokens(data / 'wikitext-2/valid.txt')
     seed_all(seed)
     dls = TextDataLoaders.from_tokens([tokens], [valid], min_freq=3, seed=seed)
-    learn = language_model_learner(dls, config='small', opt_func=opt_func)
+    learn = language_model_learner(dls, config='small', opt_func=opt_func, precision=precision)
     if lengths: learn.add_cb(Branches(lengths, lr, lambda learn, n: finish(branches[name], learn, n)))
     train(learn, n_epoch, lr)
     if learn.interrupted: raise KeyboardInterrupt
@@ -95,6 +96,9 @@ def done(results, name, n_epoch, seed):
     for r in results:
         if (r['name'], r['seed']) != (name, seed): continue
         if r['n_epoch'] == n_epoch or prefix and r['n_epoch'] > n_epoch: return r['perplexity'][n_epoch - 1]
+
+
+def of_precision(results, precision): return [r for r in results if r.get('precision', 'fp32') == precision]
 
 
 def cell(results, name, n_epoch, seeds):
@@ -110,6 +114,7 @@ def parse():
     p.add_argument('--only', nargs='*', default=[], help='parts of the names of candidates')
     p.add_argument('--epochs', nargs='*', type=int, default=[10, 3, 1])
     p.add_argument('--seeds', nargs='*', type=int, default=[0, 1, 2])
+    p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--results', type=Path, default=results_file)
     return p.parse_args()
 
@@ -120,18 +125,18 @@ def main():
     names = [n for n in candidates if n not in branches.values()]
     if args.only: names = [n for n in names if any(part in n for part in args.only)]
     for n_epoch, seed, name in product(args.epochs, args.seeds, names) if args.data else ():
-        results = read_results(args.results)
+        results = of_precision(read_results(args.results), args.precision)
         lengths = [n for n in args.epochs if name in branches and n <= n_epoch]
         lengths = [n for n in lengths if not done(results, branches[name], n, seed)]
         if done(results, name, n_epoch, seed) and not lengths: continue
         print(f'\n{name}, {n_epoch} epochs, seed {seed}', flush=True)
         def finish(name, learn, n, seed=seed):
             write_result(args.results, {
-                'name': name, 'n_epoch': n, 'seed': seed, 'vocabulary': len(learn.dls.vocab),
+                'name': name, 'n_epoch': n, 'seed': seed, 'precision': args.precision, 'vocabulary': len(learn.dls.vocab),
                 'perplexity': [row['perplexity'] for row in learn.record],
                 'seconds': sum(row['time'] for row in learn.record), 'machine': machine()})
-        run(args.data, name, n_epoch, seed, finish, lengths)
-    results,epochs,seeds = read_results(args.results), [1, 3, 10], [0, 1, 2]
+        run(args.data, name, n_epoch, seed, args.precision, finish, lengths)
+    results,epochs,seeds = of_precision(read_results(args.results), args.precision), [1, 3, 10], [0, 1, 2]
     print('\n' + table(['validation perplexity after', *(f'{n} epochs' for n in epochs)],
                        [[name, *(cell(results, name, n, seeds) for n in epochs)] for name in candidates]))
 
