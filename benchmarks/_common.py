@@ -5,6 +5,7 @@ import platform
 import sys
 from itertools import islice
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -48,6 +49,12 @@ def write_result(file, result):
     "Add one line, in one write, so that two runs can share the file."
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open('a', encoding='utf-8') as f: f.write(json.dumps(result) + '\n')
+
+
+def spread(values, digits=1, sign=''):
+    "Mean and standard deviation."
+    if not values: return '-'
+    return f'{mean(values):{sign}.{digits}f}' + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')
 
 
 def table(head, rows):

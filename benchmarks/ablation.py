@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from _common import earlier, first_tokens, machine, needed, read_results, table, write_result
+from _common import earlier, first_tokens, machine, needed, read_results, spread, table, write_result
 
 from awdtext.core import seed_all
 from awdtext.data.dataloaders import TextDataLoaders
@@ -140,12 +140,6 @@ def planned(args):
             for seed in args.seeds for row in changes]
     first,n = args.shard
     return runs[first - 1::n]
-
-
-def spread(values, digits=1, sign=''):
-    "Mean and standard deviation."
-    if not values: return '-'
-    return f'{mean(values):{sign}.{digits}f}' + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')
 
 
 def verdict(values):

@@ -132,8 +132,8 @@ def main():
         print(f'\n{name}, {n_epoch} epochs, seed {seed}', flush=True)
         def finish(name, learn, n, seed=seed):
             write_result(args.results, {
-                'name': name, 'n_epoch': n, 'seed': seed, 'precision': args.precision, 'vocabulary': len(learn.dls.vocab),
-                'perplexity': [row['perplexity'] for row in learn.record],
+                'name': name, 'n_epoch': n, 'seed': seed, 'precision': args.precision,
+                'vocabulary': len(learn.dls.vocab), 'perplexity': [row['perplexity'] for row in learn.record],
                 'seconds': sum(row['time'] for row in learn.record), 'machine': machine()})
         run(args.data, name, n_epoch, seed, args.precision, finish, lengths)
     results,epochs,seeds = of_precision(read_results(args.results), args.precision), [1, 3, 10], [0, 1, 2]

@@ -21,11 +21,10 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from statistics import mean, stdev
 from time import perf_counter, process_time
 
 import torch
-from _common import earlier, first_tokens, machine, needed, read_results, table, write_result
+from _common import earlier, first_tokens, machine, needed, read_results, spread, table, write_result
 
 from awdtext.core import seed_all
 from awdtext.data.dataloaders import TextDataLoaders
@@ -143,12 +142,6 @@ def planned(args):
              'n_epoch': 3 if name == 'defaults' else 1,
              'lr': None if name == 'defaults' else args.lr}
             for name, seed in pairs]
-
-
-def spread(values, digits=1):
-    "Mean and standard deviation."
-    if not values: return '-'
-    return f'{mean(values):.{digits}f}' + (f' ± {stdev(values):.{digits}f}' if len(values) > 1 else '')
 
 
 def report(results, plan):

@@ -4,6 +4,7 @@ import json
 import random
 from importlib import import_module
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +121,20 @@ def test_without_data_one_line_says_what_is_missing(script, file, tmp_path, run)
 def test_without_fastai_one_line_says_so(data, run, monkeypatch):
     monkeypatch.delenv('AWDTEXT_FASTAI_PYTHON', raising=False)
     with pytest.raises(SystemExit, match='fastai is missing: give --fastai-python'): run('quality_lm', '--data', data)
+
+
+def test_cache_and_dynamic_evaluation_are_compared_seed_by_seed(data, tmp_path, run, load):
+    small = {'scale': .02, 'epochs': 1, 'cache_tokens': 60, 'dynamic_tokens': 40, 'lrs': [1e-4], 'decays': [.002]}
+    args = ['--data', data, '--seeds', 0, 1, '--work', tmp_path / 'w', '--settings', json.dumps(small)]
+    said = run('after_training', *args, '--results', tmp_path / 'r.jsonl')
+    results = [json.loads(line) for line in (tmp_path / 'r.jsonl').open()]
+    assert [r['seed'] for r in results] == [0, 1] and not list((tmp_path / 'w').iterdir())
+    rows = {row[0]: row for row in cells(said)}
+    lower = mean(100 * (1 - r['cache'] / r['plain']) for r in results)
+    assert rows['cache'][2].startswith(f'{lower:.1f} ± ') and rows['cache'][3] == '21 %'
+    again = run('after_training', *args, '--results', tmp_path / 'r.jsonl')
+    assert 'seed 0' not in again and rows['plain'] == {row[0]: row for row in cells(again)}['plain']
+    assert load('after_training').report([]) == 'No run is finished.'
 
 
 def test_means_and_deviations_of_language_models(load):
