@@ -21,7 +21,7 @@ from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP,
     CharTokenizer, SpacyTokenizer, Tokenizer, default_post_rules, default_rules, detokenize, special_tokens)
 from .data.vocab import Vocab, make_vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
-from .lm.evaluate import LMScore, evaluate_lm
+from .lm.evaluate import LMScore, evaluate_lm, plot_grid
 from .lm.generate import generate
 from .lm.neural_cache import NeuralCache, tune_cache
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, awd_lstm_lm_config, presets
