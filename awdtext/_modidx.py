@@ -800,6 +800,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'awdtext.models.lstm._Sweep.backward': ('models/lstm.html#_sweep.backward', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm._Sweep.forward': ('models/lstm.html#_sweep.forward', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm._can_lay_out': ('models/lstm.html#_can_lay_out', 'awdtext/models/lstm.py'),
+                                     'awdtext.models.lstm.in_one_buffer': ('models/lstm.html#in_one_buffer', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm.lstm_kernel': ('models/lstm.html#lstm_kernel', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm.lstm_loop': ('models/lstm.html#lstm_loop', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm.lstm_pieces': ('models/lstm.html#lstm_pieces', 'awdtext/models/lstm.py'),

@@ -1,4 +1,4 @@
-"The sweep of an LSTM with products in bfloat16: the loop in float64, near it in bfloat16, and in whole models."
+"The kernels of an LSTM: the sweep is the loop in float64, and near it in bfloat16; one step; weights in one buffer."
 from copy import deepcopy
 
 import pytest
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.language_model import get_language_model
-from awdtext.models.lstm import WeightDropLSTM, lstm_kernel, lstm_loop, lstm_sweep, repeated_product
+from awdtext.models.lstm import WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, repeated_product
 
 bf16 = {'device_type': 'cpu', 'dtype': torch.bfloat16}
 
@@ -126,3 +126,34 @@ def test_the_state_goes_from_window_to_window_and_between_precisions():
         mixed = deepcopy(encoder)(ids[:, 5:], first.state)             # float32 goes on from bfloat16's state
     assert_close(rest.raw, whole.raw[:, 5:])
     assert relative(whole.raw, exact.raw) < .02 and relative(mixed.raw, exact.raw[:, 5:]) < .02
+
+
+@pytest.mark.parametrize('seq_len', [1, 2])
+def test_the_kernel_is_the_loop_over_one_step_and_more(seq_len):
+    *rest,b = inputs(seq_len=seq_len, dtype=torch.float)
+    halves = (b / 4, 3 * b / 4)
+    def value(out, state): return out.sin().sum() + (state[0] * state[1]).sum()
+    kernel,loop = lstm_kernel(*rest, *halves), lstm_loop(*rest, b)
+    assert_close(kernel, loop)
+    assert_close(torch.autograd.grad(value(*kernel), [*rest, b]), torch.autograd.grad(value(*loop), [*rest, b]))
+
+
+def test_weights_in_one_buffer_keep_values_and_gradients():
+    weights = inputs()[3:]
+    together = in_one_buffer(*weights)
+    assert_close(together, weights)
+    places = [w.data_ptr() for w in together]
+    assert places[1:] == [p + 8 * w.numel() for p, w in zip(places, weights)][:-1]
+    grads = torch.autograd.grad(sum((w**2).sum() for w in together), weights)
+    assert_close(list(grads), [2 * w for w in weights])
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_same_without_a_word(recwarn):
+    *rest,b = inputs(bs=3, seq_len=70, n_hid=16, dtype=torch.float)
+    here = lstm_kernel(*rest, b, 0*b)
+    there = lstm_kernel(*(t.cuda() for t in (*rest, b, 0*b)))
+    assert_close(there[0].cpu(), here[0])
+    grads = [torch.autograd.grad(out.sin().sum(), rest) for out in (here[0], there[0].cpu())]
+    assert_close(*grads)
+    assert not [w for w in recwarn if 'contiguous' in str(w.message)]
