@@ -12,6 +12,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'awdtext.cli._lm_data': ('cli.html#_lm_data', 'awdtext/cli.py'),
                              'awdtext.cli._lm_settings': ('cli.html#_lm_settings', 'awdtext/cli.py'),
                              'awdtext.cli._lm_texts': ('cli.html#_lm_texts', 'awdtext/cli.py'),
+                             'awdtext.cli._optimizer': ('cli.html#_optimizer', 'awdtext/cli.py'),
                              'awdtext.cli._place': ('cli.html#_place', 'awdtext/cli.py'),
                              'awdtext.cli._read_lm_data': ('cli.html#_read_lm_data', 'awdtext/cli.py'),
                              'awdtext.cli._reading': ('cli.html#_reading', 'awdtext/cli.py'),

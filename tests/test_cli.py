@@ -177,6 +177,32 @@ def test_options_reach_the_model(tmp_path, shell):
     assert figures(said) == figures(again) != []                                # the same seed, the same figures
 
 
+@pytest.mark.parametrize('options,arch,decoder', [
+    ('--schedule flat-cos', 'AWD_LSTM', 'softmax'), ('--schedule constant --arch GRU', 'GRU', 'softmax'),
+    ('--schedule ntasgd --lr 1 --arch QRNN --decoder mos', 'QRNN', 'mos')])
+def test_kinds_of_models_and_of_training(options, arch, decoder, tmp_path, shell):
+    write(tmp_path, a=texts)
+    argv = ['train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out', '--resume', *few, *options.split()]
+    status,said,err = shell(*argv)
+    assert (status, err) == (0, '')
+    config = load_learner(tmp_path / 'out/language_model').config
+    assert (config.arch, config.decoder) == (arch, decoder)
+    assert ('finetune' in [p.name for p in (tmp_path / 'out/checkpoints').iterdir()]) == ('ntasgd' in options)
+    again = shell(*argv)[1]
+    figure = re.search(r'valid: perplexity [\d.]+', said)[0]
+    assert 'is finished: its result is loaded' in again and figure in again
+
+
+@pytest.mark.parametrize('options,message', [
+    ('--schedule cosine', '--schedule cosine: use one of one-cycle, flat-cos, constant, ntasgd'),
+    ('--arch LSTM', "arch='LSTM': use one of"), ('--decoder tree', "decoder='tree': use one of"),
+    ('--precision int4', 'int4')])
+def test_kinds_that_there_are_not(options, message, tmp_path, shell):
+    write(tmp_path, a=texts)
+    argv = ['train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out', *few, *options.split()]
+    refused(shell(*argv), re.escape(message), tmp_path / 'out')
+
+
 def test_text_that_is_tokenised_already(tmp_path, shell):
     "As WikiText: a token <eos> at each end of a line, an empty one too; evaluation reads the same tokens."
     wiki = [' = Title = ', '', *(f' {text} ' for text in texts), '']
