@@ -95,7 +95,7 @@ def train_lm(
     decoder:str=None,       # Over the vocabulary: softmax (if nothing is given), adaptive or mos
     precision:str='fp32',   # Of the products in training: fp32, bf16 or fp16
     epochs:int=1,           # Passes over the text; with ntasgd at most as many again, of its second stage
-    schedule:str='one-cycle', # How the rate goes: one-cycle, flat-cos, constant, or ntasgd (SGD, the paper's training)
+    schedule:str='constant', # How the rate goes: constant, flat-cos, one-cycle, or ntasgd (SGD, the paper's training)
     lr:float=None,          # Highest rate; 5e-3 if nothing is given, 30 with ntasgd
     bs:int=32,              # Rows of a batch
     seq_len:int=72,         # Mean length of a window
@@ -129,7 +129,7 @@ def train_lm(
     _report(learn)
 
 
-SCHEDULES = {'one-cycle': 'fit_one_cycle', 'flat-cos': 'fit_flat_cos', 'constant': 'fit', 'ntasgd': 'fit_ntasgd'}
+SCHEDULES = {'constant': 'fit', 'flat-cos': 'fit_flat_cos', 'one-cycle': 'fit_one_cycle', 'ntasgd': 'fit_ntasgd'}
 
 
 def _optimizer(schedule, lr):

@@ -178,7 +178,7 @@ def test_options_reach_the_model(tmp_path, shell):
 
 
 @pytest.mark.parametrize('options,arch,decoder', [
-    ('--schedule flat-cos', 'AWD_LSTM', 'softmax'), ('--schedule constant --arch GRU', 'GRU', 'softmax'),
+    ('--schedule flat-cos', 'AWD_LSTM', 'softmax'), ('--schedule one-cycle --arch GRU', 'GRU', 'softmax'),
     ('--schedule ntasgd --lr 1 --arch QRNN --decoder mos', 'QRNN', 'mos')])
 def test_kinds_of_models_and_of_training(options, arch, decoder, tmp_path, shell):
     write(tmp_path, a=texts)
@@ -194,7 +194,7 @@ def test_kinds_of_models_and_of_training(options, arch, decoder, tmp_path, shell
 
 
 @pytest.mark.parametrize('options,message', [
-    ('--schedule cosine', '--schedule cosine: use one of one-cycle, flat-cos, constant, ntasgd'),
+    ('--schedule cosine', '--schedule cosine: use one of constant, flat-cos, one-cycle, ntasgd'),
     ('--arch LSTM', "arch='LSTM': use one of"), ('--decoder tree', "decoder='tree': use one of"),
     ('--precision int4', 'int4')])
 def test_kinds_that_there_are_not(options, message, tmp_path, shell):
