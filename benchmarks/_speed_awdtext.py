@@ -160,11 +160,14 @@ def limit(settings):
     torch.set_num_threads(settings['threads'])
     products = [Product(*p) for p in settings['products']]
     def sample(i):
-        return {precision: limit_seconds(products, {shape: min(product_seconds(shape, precision, settings['seconds']).values())
-                                                    for shape in shapes(products)})
+        return {precision: limit_seconds(products, best(precision))
                 for precision in (('fp32', 'bf16') if can_bf16() else ('fp32',))}
+    def best(precision):
+        return {shape: min(product_seconds(shape, precision, settings['seconds']).values())
+                for shape in shapes(products)}
     return sample, {}
 
 
-if __name__ == '__main__': serve({f.__name__: f for f in (train, evaluate, batches, classify, get_preds, from_df, predict,
-                                                          generate, limit)})
+tasks = train, evaluate, batches, classify, get_preds, from_df, predict, generate, limit
+
+if __name__ == '__main__': serve({f.__name__: f for f in tasks})

@@ -144,5 +144,6 @@ def generate(settings):
     return sample, facts(learn.model)
 
 
-if __name__ == '__main__': serve({f.__name__: f for f in (train, evaluate, batches, classify, get_preds, from_df, predict,
-                                                          generate)})
+tasks = train, evaluate, batches, classify, get_preds, from_df, predict, generate
+
+if __name__ == '__main__': serve({f.__name__: f for f in tasks})

@@ -96,7 +96,8 @@ def lm_row(args, name, n_windows, train=True):
     ids,_,words = wiki_ids(args.data, s['vocab'])
     n = s['bs'] * s['bptt'] * n_windows + 1
     products = repeated(model_products(**s, train=train), n_windows)
-    return 'train' if train else 'evaluate', {**s, 'dropouts': paper, 'lr': 1.}, {'ids': ids[:n], 'words': words}, products
+    task,arrays = 'train' if train else 'evaluate', {'ids': ids[:n], 'words': words}
+    return task, {**s, 'dropouts': paper, 'lr': 1.}, arrays, products
 
 
 def clas_row(args, name):
@@ -137,11 +138,13 @@ def df_row(args, name):
     "Slices of the unlabelled reviews, each of them another text."
     import pandas as pd
     size = 20_000 if args.quick else 5_000_000
-    slices,now,n = [[]], 0, 0
+    slices,now = [[]], 0
     for text in pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text']:
         slices[-1].append(text)
         now += len(text.encode())
-        if now >= size: slices.append([]); now = 0
+        if now >= size:
+            slices.append([])
+            now = 0
     return 'from_df', {}, {'texts': slices[:-1] or slices}, []
 
 
@@ -155,8 +158,9 @@ def batches_row(args, name):
 
 makers = {**dict.fromkeys(('unfrozen', 'frozen', 'get_preds'), clas_row), 'from_df': df_row, 'batches': batches_row,
           **dict.fromkeys(('predict', 'generate'), text_row),
-          'wt2': lambda a, n: lm_row(a, n, 1), 'ptb': lambda a, n: lm_row(a, n, 4), 'memory': lambda a, n: lm_row(a, n, 2),
-          'small': lambda a, n: lm_row(a, n, 4), 'evaluate': lambda a, n: lm_row(a, n, 2, False)}
+          'wt2': lambda a, n: lm_row(a, n, 1), 'ptb': lambda a, n: lm_row(a, n, 4),
+          'memory': lambda a, n: lm_row(a, n, 2), 'small': lambda a, n: lm_row(a, n, 4),
+          'evaluate': lambda a, n: lm_row(a, n, 2, False)}
 
 
 # Measuring
@@ -186,7 +190,8 @@ def start(args, name, folder):
     for column, (command, precision) in columns(args, name).items():
         workers[column] = Worker(command, args.threads)
         own = {'products': products, 'seconds': 0. if args.quick else .1} if column == 'limit' else {}
-        answer = ask(workers, column, task='limit' if own else task, settings={**settings, **own, 'precision': precision})
+        own['precision'] = precision
+        answer = ask(workers, column, task='limit' if column == 'limit' else task, settings={**settings, **own})
         if 'missing' in answer:
             say(f"{name}, {column}: left out, {answer['missing']}")
             workers.pop(column).close()
@@ -207,7 +212,8 @@ def start_imports(args):
     "Workers that start a Python for each sample."
     modules = {'awdtext fp32': (sys.executable, 'awdtext.all'), 'torch': (sys.executable, 'torch')}
     if args.fastai_python: modules['fastai fp32'] = args.fastai_python, 'fastai.text.all'
-    workers = {column: Worker([python, here / '_speed_import.py'], args.threads) for column, (python, _) in modules.items()}
+    script = here / '_speed_import.py'
+    workers = {column: Worker([python, script], args.threads) for column, (python, _) in modules.items()}
     for column, (_, module) in modules.items(): workers[column].ask(task='imports', settings={'module': module})
     return workers, {}
 
@@ -237,8 +243,9 @@ def run(args, name):
     figures = {column: [figure(name, got) for got in samples] for column, samples in kept.items()}
     others = [got['others'] for samples in kept.values() for got in samples]
     amount = kept['awdtext fp32'][0]['amount']
-    return {'row': name, 'quick': args.quick, 'rounds': args.rounds, 'machine': machine(), 'threads': args.threads,
-            'figures': figures, 'thrown': thrown, 'others': None if None in others else max(others), 'facts': facts,
+    return {'row': name, 'quick': args.quick, 'rounds': args.rounds, 'quiet': args.quiet, 'machine': machine(),
+            'threads': args.threads, 'figures': figures, 'facts': facts,
+            'thrown': thrown, 'others': None if None in others else max(others),
             'cpu_seconds': {column: [got['cpu_seconds'] for got in samples] for column, samples in kept.items()},
             'limit': {p: figure(name, {'amount': amount, 'seconds': median(o['amount'][p] for o in limits)})
                       for p in (limits[0]['amount'] if limits else ())}}
@@ -289,15 +296,22 @@ def import_cells(figures):
     return [f"torch {more:+.2f} s", '<= torch +0.5 s', 'yes' if more <= .5 else 'no']
 
 
+def note(r):
+    "How a row was measured; said plainly where it was not quiet."
+    known = r['others'] is not None
+    others = f"others took at most {r['others']:.2f} of a core" if known else 'nobody tells what others took'
+    loud = '**disturbed**, ' if (r['others'] or 0) > r['quiet'] else ''
+    return (f"{loud}{sum(r['thrown'].values())} disturbed samples repeated, {r['rounds']} rounds, {others}; "
+            f"{r['machine']}")
+
+
 def report(results):
     "The table of the latest result of each row."
     latest = {r['row']: r for r in results}
     head = ['work', 'unit', 'awdtext in', 'fastai 2.8.12', 'fastai, autocast bf16', 'awd-lstm-lm', 'awdtext',
             'ratio to fastai fp32', 'goal', 'reached', 'of the limit (goal 75 %)']
     found = [line for name in rows if name in latest for line in lines(latest[name])]
-    notes = [f"{name}: {sum(r['thrown'].values())} disturbed samples repeated, {r['rounds']} rounds, others took at most "
-             f"{'an unknown share' if r['others'] is None else format(r['others'], '.2f')} of a core; {r['machine']}"
-             for name in rows if (r := latest.get(name))]
+    notes = [f'{name}: {note(r)}' for name in rows if (r := latest.get(name))]
     return table(head, found) + '\n\nMedian (least-most).\n\n' + '\n'.join(notes)
 
 
