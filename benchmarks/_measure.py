@@ -72,13 +72,11 @@ def tree_seconds(pid):
 
 def sample(worker, i):
     "A sample, and how many cores other processes took meanwhile (None where nobody tells)."
-    pids = worker.process.pid, os.getpid()
-    before = busy(), tree_seconds(pids[1])  # the workers are our children
-    start = time.perf_counter()
+    all_before,own_before,start = busy(), tree_seconds(os.getpid()), time.perf_counter()  # the workers are our children
     answer = worker.ask(sample=i)
     wall = time.perf_counter() - start
-    if before[0] is None: return {**answer, 'others': None}
-    others = (busy() - before[0] - (tree_seconds(pids[1]) - before[1])) / wall
+    if all_before is None: return {**answer, 'others': None}
+    others = (busy() - all_before - (tree_seconds(os.getpid()) - own_before)) / wall
     return {**answer, 'others': max(0., others)}
 
 

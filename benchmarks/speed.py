@@ -241,11 +241,11 @@ def run(args, name):
             for worker in workers.values(): worker.close()
     limits = kept.pop('limit', [])
     figures = {column: [figure(name, got) for got in samples] for column, samples in kept.items()}
-    others = [got['others'] for samples in kept.values() for got in samples]
+    others = {column: [got['others'] for got in samples] for column, samples in kept.items()}
     amount = kept['awdtext fp32'][0]['amount']
     return {'row': name, 'quick': args.quick, 'rounds': args.rounds, 'quiet': args.quiet, 'machine': machine(),
             'threads': args.threads, 'figures': figures, 'facts': facts,
-            'thrown': thrown, 'others': None if None in others else max(others),
+            'thrown': thrown, 'others': others,
             'cpu_seconds': {column: [got['cpu_seconds'] for got in samples] for column, samples in kept.items()},
             'limit': {p: figure(name, {'amount': amount, 'seconds': median(o['amount'][p] for o in limits)})
                       for p in (limits[0]['amount'] if limits else ())}}
@@ -261,6 +261,11 @@ def cell(values):
     if not values: return '-'
     s = spread(values)
     return f"{short(s['median'])} ({short(s['min'])}-{short(s['max'])})"
+
+
+def beside(theirs, ours):
+    "A peer's figure, and the ratio of ours to it."
+    return cell(theirs) + (f'; ratio {median(ours) / median(theirs):.2f}' if theirs and ours else '')
 
 
 def ratio_cell(name, ours, theirs, goal):
@@ -279,7 +284,7 @@ def lines(r):
     title,unit,goals = rows[name]
     for precision, goal in goals.items():
         ours,theirs = figures.get(f'awdtext {precision}'), figures.get('fastai fp32')
-        peers = [cell(figures.get(column)) for column in ('fastai fp32', 'fastai bf16', 'awd-lstm-lm fp32')]
+        peers = [cell(theirs), *(beside(figures.get(c), ours) for c in ('fastai bf16', 'awd-lstm-lm fp32'))]
         if not ours:
             yield [title, unit, precision, *peers, '-', '-', f'{goal:g}', 'not measured', '-']
             continue
@@ -298,9 +303,10 @@ def import_cells(figures):
 
 def note(r):
     "How a row was measured; said plainly where it was not quiet."
-    known = r['others'] is not None
-    others = f"others took at most {r['others']:.2f} of a core" if known else 'nobody tells what others took'
-    loud = '**disturbed**, ' if (r['others'] or 0) > r['quiet'] else ''
+    taken = [x for each in r['others'].values() for x in each]
+    known = None not in taken
+    others = f'others took at most {max(taken):.2f} of a core' if known else 'nobody tells what others took'
+    loud = '**disturbed**, ' if known and max(taken) > r['quiet'] else ''
     return (f"{loud}{sum(r['thrown'].values())} disturbed samples repeated, {r['rounds']} rounds, {others}; "
             f"{r['machine']}")
 

@@ -145,8 +145,9 @@ serve({{'spin': spin, 'absent': absent}})
 # The tables
 
 def result(row, **figures):
-    return {'row': row, 'quick': False, 'rounds': 3, 'quiet': .1, 'others': .02, 'thrown': {'a': 2}, 'machine': 'M',
-            'limit': {'fp32': 400., 'bf16': 800.}, 'figures': {k.replace('_', ' '): v for k, v in figures.items()}}
+    return {'row': row, 'quick': False, 'rounds': 3, 'quiet': .1, 'others': {'a': [.02]}, 'thrown': {'a': 2},
+            'machine': 'M', 'limit': {'fp32': 400., 'bf16': 800.},
+            'figures': {k.replace('_', ' '): v for k, v in figures.items()}}
 
 
 def test_ratios_goals_and_fractions(load):
@@ -155,15 +156,15 @@ def test_ratios_goals_and_fractions(load):
                             result('wt2', awdtext_fp32=[290., 300., 310.], awdtext_bf16=[500., 500., 560.],
                                    fastai_fp32=[200., 200., 190.], fastai_bf16=[250.]),
                             result('predict', awdtext_fp32=[50.], awdtext_bf16=[40.], fastai_fp32=[100.])]))[2:]
-    assert found[0][2:] == ['fp32', '200 (190-200)', '250 (250-250)', '-', '300 (290-310)', '1.50 (1.45-1.63)',
-                            '>= 1.5', 'yes', '75%']
+    assert found[0][2:] == ['fp32', '200 (190-200)', '250 (250-250); ratio 1.20', '-', '300 (290-310)',
+                            '1.50 (1.45-1.63)', '>= 1.5', 'yes', '75%']
     assert found[1][6:] == ['500 (500-560)', '2.50 (2.50-2.95)', '>= 3', 'no', '62%']
     assert found[2][6:] == ['50 (50-50)', '0.50 (0.50-0.50)', '<= 0.4', 'no', '800%']     # less is better
     assert found[4][2:] == ['int8', '100 (100-100)', '-', '-', '-', '-', '0.15', 'not measured', '-']
     imports = result('import', awdtext_fp32=[2.4], torch=[2.], fastai_fp32=[5.]) | {'limit': {}}
     assert cells(s.report([imports]))[2][6:] == ['2.4 (2.4-2.4)', 'torch +0.40 s', '<= torch +0.5 s', 'yes', '-']
     assert 'wt2: 2 disturbed samples repeated' in s.report([result('wt2', awdtext_fp32=[1.])])
-    assert '**disturbed**' in s.report([result('wt2', awdtext_fp32=[1.]) | {'others': .5}])
+    assert '**disturbed**' in s.report([result('wt2', awdtext_fp32=[1.]) | {'others': {'a': [0., .5]}}])
 
 
 def test_growth_says_what_has_grown(load):
