@@ -65,6 +65,38 @@ def find_layers(
     return {name or type(module).__name__: module}
 
 # %% ../../nbs/training/34_report.ipynb #de492984
+class _LayerClock:
+    "Adds up the seconds of each layer in both passes, through hooks."
+    def __init__(self, now): self.now,self.seconds,self.hooks,self.passing = now,{},[],None
+
+    def watch(self, model):
+        for name, layer in find_layers(model).items(): self._watch(name, layer)
+
+    def _watch(self, name, layer):
+        started = []
+        def arrived(grad):
+            self.close()
+            self.passing = name,self.now()                             # whose backward pass it is, and since when
+        def after(module, args, out):
+            self._add('forward pass', name, started.pop())
+            y = out[0] if isinstance(out, tuple) else out
+            if torch.is_tensor(y) and y.requires_grad: y.register_hook(arrived)
+        before = layer.register_forward_pre_hook(lambda module, args: started.append(self.now()))
+        self.hooks += [before, layer.register_forward_hook(after)]
+
+    def _add(self, part, name, since):
+        self.seconds[part, name] = self.seconds.get((part, name), 0.) + self.now() - since
+
+    def close(self):
+        "The backward pass of a layer is over."
+        if self.passing: self._add('penalties and backward pass', *self.passing)
+        self.passing = None
+
+    def leave(self):
+        for hook in self.hooks: hook.remove()
+        self.hooks,self.passing = [],None
+
+# %% ../../nbs/training/34_report.ipynb #39ddb905
 class StepTimer(Callback):
     "Times the parts of training steps, and ends the fit after `n_batches` of them."
     order = -10**6  # the first at every event
@@ -75,83 +107,67 @@ class StepTimer(Callback):
     def __init__(self,
         n_batches:int=10, # After two which are not counted
     ):
-        self.n_batches,self.n,self.targets,self.unit = n_batches,-2,0,'items'
+        self.n_batches,self.n,self.targets,self.unit,self.layers = n_batches,-2,0,'items',None
         self.last,self.seconds = 0.,dict.fromkeys(self.parts.values(), 0.)
-        self.layers,self.hooks,self.passing = {},[],None               # passing: whose backward pass it is, and since when
 
-    def _clock(self, learn):
-        if learn.device.type == 'cuda': torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _mark(self, learn, event):
-        now = self._clock(learn)
-        self._close_layer(now)
+    def _mark(self, event):
+        self.layers.close()
+        now = self.layers.now()
         if self.n >= 0: self.seconds[self.parts[event]] += now - self.last
         self.last = now
 
-    def _add(self, part, name, seconds):
-        if self.n >= 0: self.layers[part, name] = self.layers.get((part, name), 0.) + seconds
-
-    def _close_layer(self, now):
-        if self.passing: self._add('after_backward', self.passing[0], now - self.passing[1])
-        self.passing = None
-
     def before_fit(self, learn):
         "Watch the layers."
-        self.unit = getattr(learn, 'unit', self.unit)
-        for name, layer in find_layers(learn.model).items(): self._watch(learn, name, layer)
-
-    def _watch(self, learn, name, layer):
-        started = []
-        def arrived(grad):
-            now = self._clock(learn)
-            self._close_layer(now)
-            self.passing = name,now
-        def after(module, args, out):
-            self._add('after_pred', name, self._clock(learn) - started.pop())
-            y = out[0] if isinstance(out, tuple) else out
-            if torch.is_tensor(y) and y.requires_grad: y.register_hook(arrived)
-        before = layer.register_forward_pre_hook(lambda module, args: started.append(self._clock(learn)))
-        self.hooks += [before, layer.register_forward_hook(after)]
-
-    def after_fit(self, learn):
-        "Leave the layers alone."
-        for hook in self.hooks: hook.remove()
-        self.hooks,self.passing = [],None
-
+        self.unit,self.layers = getattr(learn, 'unit', self.unit),_LayerClock(lambda: _now(learn.device))
+        self.layers.watch(learn.model)
     def before_train(self, learn):
         "A pass begins."
-        self.last = time.perf_counter()
+        self.last = self.layers.now()
     def before_batch(self, learn):
         "The batch was drawn."
-        self._mark(learn, 'before_batch')
+        self._mark('before_batch')
     def after_pred(self, learn):
         "The forward pass is over."
-        self._mark(learn, 'after_pred')
+        self._mark('after_pred')
     def after_loss(self, learn):
         "The loss is known."
-        self._mark(learn, 'after_loss')
+        self._mark('after_loss')
         if self.n >= 0: self.targets += int(learn.n_targets())
     def after_backward(self, learn):
         "The gradients are there."
-        self._mark(learn, 'after_backward')
+        self._mark('after_backward')
     def after_step(self, learn):
         "The weights have changed."
-        self._mark(learn, 'after_step')
+        self._mark('after_step')
 
     def after_batch(self, learn):
         "Count the batch, and end the fit when all are done."
-        self._mark(learn, 'after_batch')
+        self._mark('after_batch')
         self.n += 1
+        if self.n == 0: self.layers.seconds.clear()                    # what came before does not count
         if self.n >= self.n_batches: raise CancelFitException
+
+    def after_fit(self, learn):
+        "Leave the layers alone."
+        self.layers.leave()
 
     def table(self)->Report:
         "Milliseconds of a step and shares, those of layers under the passes they belong to."
-        n,total = max(self.n, 1),max(sum(self.seconds.values()), 1e-9)
-        row = lambda name, s: [name, f'{1000 * s / n:.1f}', f'{s / total:.0%}']
-        rows = []
-        for event, part in self.parts.items():
-            rows.append(row(part, self.seconds[part]))
-            rows += [row(f'  {name}', s) for (e, name), s in self.layers.items() if e == event]
-        table = text_table([f'mean of {n} steps', 'ms', 'share'], [*rows, row('a step', total)])
-        return Report(f'{table}\n\n{self.targets / total:,.0f} {self.unit} a second')
+        return _step_table(self)
+
+# %% ../../nbs/training/34_report.ipynb #96e6a59f
+def _now(device):
+    "Seconds, when `device` has done what it was told."
+    if device.type == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _step_table(timer):
+    n,total = max(timer.n, 1),max(sum(timer.seconds.values()), 1e-9)
+    row = lambda name, s: [name, f'{1000 * s / n:.1f}', f'{s / total:.0%}']
+    rows = []
+    for part, seconds in timer.seconds.items():
+        rows.append(row(part, seconds))
+        rows += [row(f'  {name}', s) for (where, name), s in timer.layers.seconds.items() if where == part]
+    table = text_table([f'mean of {n} steps', 'ms', 'share'], [*rows, row('a step', total)])
+    return Report(f'{table}\n\n{timer.targets / total:,.0f} {timer.unit} a second')
