@@ -199,7 +199,7 @@ def curve(args, variant, seed):
             for p in learn.model.parameters(): p.mul_(1 + eps * torch.randint(-1, 2, p.shape, generator=nudge))
     seed_all(seed)                                                     # the same masks
     watch = Curve(args.steps)
-    learn.fit(1000, args.lr, cbs=watch)
+    learn.fit(args.steps // len(learn.dls.train) + 2, args.lr, cbs=watch)
     return watch.losses
 
 
