@@ -306,7 +306,7 @@ def note(r):
     taken = [x for each in r['others'].values() for x in each]
     known = None not in taken
     others = f'others took at most {max(taken):.2f} of a core' if known else 'nobody tells what others took'
-    loud = '**disturbed**, ' if known and max(taken) > r['quiet'] else ''
+    loud = '**disturbed**, ' if known and max(taken) > .1 else ''         # whatever --quiet allowed
     return (f"{loud}{sum(r['thrown'].values())} disturbed samples repeated, {r['rounds']} rounds, {others}; "
             f"{r['machine']}")
 
