@@ -82,10 +82,11 @@ def sample(worker, i):
 
 # Rounds
 
-def rounds(workers, n, quiet=.1, patience=20, warm=1):
+def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0):
     """`n` undisturbed samples of each worker, in turn, and how many were thrown away.
 
-    Who was disturbed `patience` times keeps what it gets from there on. The order is reversed in every other round.
+    Who was disturbed `patience` times keeps what it gets from there on. The order is reversed in every other round. The
+    number of the first sample, after `warm` that do not count, is `first`.
     """
     kept,thrown = {name: [] for name in workers}, dict.fromkeys(workers, 0)
     for name in workers:
@@ -94,7 +95,7 @@ def rounds(workers, n, quiet=.1, patience=20, warm=1):
         for name in list(workers)[::1 if i % 2 == 0 else -1]:
             while True:
                 time.sleep(.2)  # others' threads fall asleep
-                got = sample(workers[name], warm + i)
+                got = sample(workers[name], first + warm + i)
                 if (got['others'] or 0.) <= quiet or thrown[name] >= patience: break
                 thrown[name] += 1
             kept[name].append(got)

@@ -142,6 +142,19 @@ serve({{'spin': spin, 'absent': absent}})
     finally: worker.close()
 
 
+def test_texts_are_read_by_fresh_processes(load, monkeypatch):
+    s = load('speed')
+    loudness = iter([0, .5, 0, 0])
+    calls = []
+    def collect(args, name, n, patience, warm, first):
+        calls.append((n, patience, warm, first))
+        return {'awdtext fp32': [{'others': next(loudness), 'amount': first}]}, {}, {}
+    monkeypatch.setattr(s, 'collect', collect)
+    kept,thrown,_ = s.fresh(SimpleNamespace(rounds=3, quiet=.1, patience=20), 'from_df')
+    assert calls == [(1, 0, 0, i) for i in (0, 1, 1, 2)] and thrown == {'awdtext fp32': 1}
+    assert [got['amount'] for got in kept['awdtext fp32']] == [0, 1, 2]
+
+
 # The tables
 
 def result(row, **figures):
