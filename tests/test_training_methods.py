@@ -1,6 +1,7 @@
 "The methods around `fit`: what they set, that they can be resumed, and that a rehearsal leaves no trace."
 import math
 import random
+import re
 import signal
 
 import numpy as np
@@ -189,9 +190,20 @@ def test_profile_leaves_the_learner_as_it_was_and_its_shares_add_up():
     before = everything(learn)
     table = learn.profile(3)
     assert_untouched(learn, before)
-    rows = [line.rsplit(maxsplit=2) for line in table.splitlines()[1:]]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    lines = table.splitlines()[1:-2]
+    rows = [line.rsplit(maxsplit=2) for line in lines if line[0] != ' ']
     assert sum(float(ms) for _, ms, _ in rows[:-1]) == pytest.approx(float(rows[-1][1]), abs=.5)
     with pytest.raises(ValueError, match='n_batches=0'): learn.profile(0)
+
+
+def test_profile_tells_the_layers_in_the_order_in_which_they_work():
+    lines = lm_learner().profile(2).splitlines()
+    names = [line.rsplit(maxsplit=2)[0].strip() for line in lines[1:-2]]
+    layers = ['encoder.embedding', 'encoder.rnns.0', 'encoder.rnns.1']
+    assert names == ['data', 'forward pass', *layers, 'loss', 'penalties and backward pass', *reversed(layers),
+                     'clipping and step', 'the rest', 'a step']
+    assert re.fullmatch(r'[\d,]+ tokens a second', lines[-1])
 
 
 def test_summary_counts_tied_weights_once():
