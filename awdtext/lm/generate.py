@@ -147,7 +147,8 @@ def steps(
         with evaluating(model):
             if not step:
                 logits,state = _read_prompts(model, prompts, device)
-                stop,silent = (_check_ids(law[i], logits.shape[-1], Law._fields[i]) for i in (-1, -2))
+                stop = _check_ids(law.stop, logits.shape[-1], 'stop')
+                silent = _check_ids(law.forbidden, logits.shape[-1], 'forbidden')
                 said = _Said(prompts, logits.shape[-1], device, law.penalty)
             else:
                 out = model(words[:, None], state)
@@ -196,22 +197,14 @@ class Generated(NamedTuple):
 
 
 def generate_batch(
-    model:nn.Module,                       # A `LanguageModel`
-    prompts:Sequence[list[int]],           # For each text its token ids, at least one
-    n_words:int,                           # How many tokens to draw for each
-    temperature:float=1.,                  # See `word_probs`
-    top_k:int|None=None,                   # See `word_probs`
-    min_p:float|None=None,                 # See `word_probs`
-    forbidden:Sequence[int]=(),            # Tokens never drawn
-    seed:int|None=None,                    # Text `i` has the seed `seed + i`; drawn from torch's global generator if None
-    *,
-    top_p:float|None=None,                 # See `word_probs`
-    repetition_penalty:float=1.,           # See `penalise`
-    stop:Sequence[int]=(),                 # Tokens after which a text ends
-    bs:int=64,                             # Texts that grow side by side
-)->list[Generated]:                        # In the order of the prompts
+    model:nn.Module,             # A `LanguageModel`
+    prompts:Sequence[list[int]], # For each text its token ids, at least one
+    n_words:int,                 # How many tokens to draw for each
+    law:Law=Law(),               # How they are chosen
+    seed:int|None=None,          # Text `i` has the seed `seed + i`; drawn from torch's global generator if None
+    bs:int=64,                   # Texts that grow side by side
+)->list[Generated]:              # In the order of the prompts
     "Draw a continuation of each prompt."
-    law = Law(temperature, top_k, min_p, top_p, repetition_penalty, forbidden, stop)
     first,bs = new_seed() if seed is None else seed, positive_int(bs, 'bs')
     texts = [Generated([], []) for _ in prompts]
     for start in progress(range(0, len(prompts), bs), label='generating'):
