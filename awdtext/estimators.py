@@ -59,10 +59,16 @@ def _labels(texts, y):
 def _apart(est):
     "A place for training: seeded, silent, and without a trace."
     seed = int(check_random_state(est.random_state).randint(2**31 - 1))
-    states = random_states()
-    try:
+    with _same_randomness(), nullcontext() if est.verbose else redirect_stdout(StringIO()):
         seed_all(seed)
-        with nullcontext() if est.verbose else redirect_stdout(StringIO()): yield seed
+        yield seed
+
+
+@contextmanager
+def _same_randomness():
+    "Random generators are afterwards as they were before."
+    states = random_states()
+    try: yield
     finally: set_random_states(states)
 
 
@@ -157,7 +163,8 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
     )->np.ndarray:      # (n, n_classes), rows add up to 1
         "The probability of each of `classes_`."
         check_is_fitted(self, 'learner_')
-        probs = self.learner_.get_preds(dl=self.learner_.dls.test_dl(_texts(X)))[0].double().numpy()
+        texts = _texts(X)
+        with _same_randomness(): probs = self.learner_.get_preds(dl=self.learner_.dls.test_dl(texts))[0].double().numpy()
         return probs / probs.sum(1, keepdims=True)
 
     def predict(self,
@@ -208,6 +215,11 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         "The features of each text."
         check_is_fitted(self, 'learner_')
         return np.stack(list(encode_texts(self.learner_.encoder, self.learner_.dls, _texts(X), self.max_len, self.bs)))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []            # a text has none
+        return tags
 
     @property
     def _n_features_out(self): return 3 * self.learner_.encoder.out_sz
