@@ -28,7 +28,8 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 except ImportError as e:
-    raise ImportError(f"awdtext.estimators needs scikit-learn 1.6 or newer ({e}): pip install 'awdtext[sklearn]'.") from e
+    raise ImportError(f"awdtext.estimators needs scikit-learn 1.6 or newer ({e}): "
+                      "pip install 'awdtext[sklearn]'.") from e
 
 # %% ../nbs/55_estimators.ipynb #e8231063
 def _texts(X):
@@ -51,7 +52,8 @@ def _labels(texts, y):
     check_classification_targets(y)
     check_consistent_length(texts, y)
     classes,targets = np.unique(y, return_inverse=True)
-    if len(classes) < 2: raise ValueError(f"all labels are of one class, {classes[0]!r}: a classifier needs two at least.")
+    if len(classes) < 2:
+        raise ValueError(f"all labels are of one class, {classes[0]!r}: a classifier needs two at least.")
     return classes, targets.tolist()
 
 # %% ../nbs/55_estimators.ipynb #6eea0255
@@ -83,8 +85,8 @@ def _dls(est, texts, labels=None, seed=None):
         own = {'tok_tfm': Tokenizer.from_dict(bundle['tokenizer']), 'text_vocab': Vocab(bundle['vocab']),
                'backwards': bundle['backwards']}
     dls = TextDataLoaders.from_texts(
-        texts, labels, seed=seed, is_lm=labels is None, seq_len=est.seq_len, bs=est.bs, device=est.device, valid=texts[:1],
-        valid_labels=labels and labels[:1], **own)       # there must be a valid part; whoever validates does so outside
+        texts, labels, seed=seed, is_lm=labels is None, seq_len=est.seq_len, bs=est.bs, device=est.device,
+        valid=texts[:1], valid_labels=labels and labels[:1], **own)   # a valid part is asked for; it is not used
     dls.valid = None
     return dls
 
@@ -151,8 +153,9 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         if len(texts) == 1: raise ValueError("n_samples=1: a classifier cannot be trained on one text.")
         classes,targets = _labels(texts, y)
         with _apart(self) as seed:
-            learn = text_classifier_learner(_dls(self, texts, targets, seed), seq_len=self.seq_len, config=self.config,
-                                            pretrained=self.encoder or False, drop_mult=self.drop_mult, max_len=self.max_len)
+            dls = _dls(self, texts, targets, seed)
+            learn = text_classifier_learner(dls, seq_len=self.seq_len, config=self.config, drop_mult=self.drop_mult,
+                                            pretrained=self.encoder or False, max_len=self.max_len)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
         self.classes_ = classes
@@ -164,7 +167,8 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         "The probability of each of `classes_`."
         check_is_fitted(self, 'learner_')
         texts = _texts(X)
-        with _same_randomness(): probs = self.learner_.get_preds(dl=self.learner_.dls.test_dl(texts))[0].double().numpy()
+        with _same_randomness(): probs = self.learner_.get_preds(dl=self.learner_.dls.test_dl(texts))[0]
+        probs = probs.double().numpy()
         return probs / probs.sum(1, keepdims=True)
 
     def predict(self,
@@ -214,7 +218,8 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
     )->np.ndarray:      # (n, 3 * out_sz), float32
         "The features of each text."
         check_is_fitted(self, 'learner_')
-        return np.stack(list(encode_texts(self.learner_.encoder, self.learner_.dls, _texts(X), self.max_len, self.bs)))
+        learn = self.learner_
+        return np.stack(list(encode_texts(learn.encoder, learn.dls, _texts(X), self.max_len, self.bs)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -251,7 +251,8 @@ def test_no_texts_and_no_words(model):
 
 @pytest.mark.parametrize('law, problem', [
     (Law(stop=[20]), 'stop has the id 20'), (Law(stop=[-1]), 'stop has the id -1'),
-    (Law(forbidden=[99]), 'forbidden has the id 99'), (Law(top_p=0.), 'top_p=0.0'), (Law(penalty=.9), 'repetition_penalty=0.9')])
+    (Law(forbidden=[99]), 'forbidden has the id 99'), (Law(top_p=0.), 'top_p=0.0'),
+    (Law(penalty=.9), 'repetition_penalty=0.9')])
 def test_impossible_laws(model, law, problem):
     model.train()
     with pytest.raises(ValueError, match=problem): generate_batch(model, [[1]], 3, law)
@@ -301,7 +302,8 @@ def test_penalty_in_a_beam(model):
     assert len(set(beam_search(model, [1], 8, repetition_penalty=8.)[0].ids)) > 2
 
 
-@pytest.mark.parametrize('kwargs', [dict(beam_sz=0), dict(length_penalty=-1.), dict(repetition_penalty=.5), dict(stop=[20]),
-                                    dict(forbidden=[20])], ids=str)
+@pytest.mark.parametrize('kwargs', [
+    dict(beam_sz=0), dict(length_penalty=-1.), dict(repetition_penalty=.5), dict(stop=[20]),
+    dict(forbidden=[20])], ids=str)
 def test_impossible_beams(model, kwargs):
     with pytest.raises(ValueError): beam_search(model, [1], 3, **kwargs)

@@ -32,7 +32,8 @@ def slow_nats(model, doc):
     "One token at a time, everything read again for each."
     model.eval()
     with torch.no_grad():
-        return [-model.logits(model(doc[None, :i]).dropped)[0, -1].log_softmax(-1)[doc[i]].item() for i in range(1, len(doc))]
+        logits = [model.logits(model(doc[None, :i]).dropped)[0, -1] for i in range(1, len(doc))]
+    return [-z.log_softmax(-1)[word].item() for z, word in zip(logits, doc[1:])]
 
 
 @pytest.mark.parametrize('kind', kinds)
@@ -55,7 +56,8 @@ def test_features_are_those_of_the_whole_document(kind, max_len):
         assert_close(row, torch.cat([out[-1], tail.amax(0), tail.mean(0)]), rtol=1e-4, atol=1e-5)
 
 
-def raw_dls(seq_len=16): return TextDataLoaders(None, None, Vocab(['xxunk', 'xxpad', *(f'w{i}' for i in range(20))]), seq_len=seq_len)
+def raw_dls():
+    return TextDataLoaders(None, None, Vocab(['xxunk', 'xxpad', *(f'w{i}' for i in range(20))]), seq_len=16)
 
 
 def test_results_do_not_depend_on_company_nor_order():
@@ -113,7 +115,8 @@ def test_learners_score_and_encode_and_are_as_before():
     learn.model.train()
     texts,weights = [words(12, seed=i) for i in range(5)], {k: v.clone() for k, v in learn.model.state_dict().items()}
     scores,features = learn.score(texts), learn.encode(texts)
-    assert [len(s.surprisals) for s in scores] == [11] * 5 and features.shape == (5, 24) and features.dtype == np.float32
+    assert [len(s.surprisals) for s in scores] == [11] * 5
+    assert features.shape == (5, 24) and features.dtype == np.float32
     assert learn.model.training and all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
     assert [s.surprisals for s in learn.iter_score(texts)] == [s.surprisals for s in scores]
     np.testing.assert_array_equal(np.stack(list(learn.iter_encode(texts))), features)

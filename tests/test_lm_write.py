@@ -30,7 +30,7 @@ def model(dls):
 
 def test_padding_and_fillers_are_never_said(dls, model):
     with torch.no_grad():
-        for t in (PAD, BOS, FLD, UNK, 'xxfake', '<unk>', '<pad>'): model.decoder.bias[dls.vocab.stoi[t]] = 5.   # they want to
+        for t in (PAD, BOS, FLD, UNK, 'xxfake', '<unk>', '<pad>'): model.decoder.bias[dls.vocab.stoi[t]] = 5.  # likely
     (text,) = write(model, dls, [''], 400, text_law(dls), seed=0)
     assert not {PAD, BOS, FLD, UNK, 'xxfake', '<unk>', '<pad>'} & set(text.tokens)
     (text,) = write(model, dls, [''], 50, text_law(dls, no_unk=False), seed=0)
@@ -71,7 +71,7 @@ def test_stop_tokens_outside_of_the_vocabulary(dls, model, stop):
 
 def test_characters():
     text = 'The cat sat. ' * 20
-    dls = TextDataLoaders.from_texts([text, text], is_lm=True, tok_tfm=CharTokenizer(), min_freq=1, bs=2, seq_len=20, seed=0)
+    dls = TextDataLoaders.from_texts([text, text], is_lm=True, tok_tfm=CharTokenizer(), min_freq=1, bs=2, seed=0)
     learn = language_model_learner(dls, config=tiny_size)
     assert ''.join(learn.stream('The  cat', 30, seed=0)) == learn.predict('The  cat', 30, seed=0)
     (text,) = learn.generate(['The'], 200, stop='.', seed=0)
@@ -96,18 +96,21 @@ def test_learners_write_many_texts(backwards):
 def test_log_probabilities_of_writing_and_reading_agree():
     learn = lm_learner()
     learn.fit(1)
-    (text,) = learn.generate([['w1', 'w2', 'w3']], 15, temperature=.7, top_p=.9, no_unk=False, repetition_penalty=1.2, seed=0)
+    (text,) = learn.generate([['w1', 'w2', 'w3']], 15, .7, top_p=.9, no_unk=False, repetition_penalty=1.2, seed=0)
     (score,) = learn.score([text.text.split()])
     assert [-p for p in text.logps] == pytest.approx(score.surprisals[-15:], abs=1e-4)
 
 
-@pytest.mark.parametrize('kwargs, problem', [(dict(top_p=0), 'top_p=0'), (dict(top_k=0), 'top_k=0'), (dict(min_p=2), 'min_p=2'),
+@pytest.mark.parametrize('kwargs, problem', [
+    (dict(top_p=0), 'top_p=0'), (dict(top_k=0), 'top_k=0'), (dict(min_p=2), 'min_p=2'),
     (dict(temperature=-1), 'temperature=-1'), (dict(repetition_penalty=0), 'repetition_penalty=0'),
     (dict(stop='STOP'), "'STOP' is not in the vocabulary")], ids=str)
 def test_impossible_settings_change_nothing(kwargs, problem):
     learn = lm_learner()
     state = torch.get_rng_state()
-    for method in (learn.predict, lambda text, n, **kw: learn.generate([text], n, **kw), lambda *a, **kw: list(learn.stream(*a, **kw))):
+    def many(text, n, **kw): return learn.generate([text], n, **kw)
+    def pieces(text, n, **kw): return list(learn.stream(text, n, **kw))
+    for method in (learn.predict, many, pieces):
         with pytest.raises(ValueError, match=problem): method('w1 w2', 3, seed=0, **kwargs)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -1,4 +1,4 @@
-"Reports per class are scikit-learn's; calibration is the formula; a temperature is where the loss is least, in files too."
+"Reports per class are scikit-learn's, calibration is the formula, and a temperature is where the loss is least."
 import numpy as np
 import pytest
 import torch
@@ -56,11 +56,12 @@ def test_a_temperature_is_where_the_loss_is_least(several, true):
     probs,targs = (z.sigmoid(), (torch.rand(3000, 3) < (z / true).sigmoid()).double()) if several else (
         z.softmax(1), (z / true).softmax(1).multinomial(1)[:, 0])
     def loss(t):
-        return F.binary_cross_entropy_with_logits(z / t, targs).item() if several else F.cross_entropy(z / t, targs).item()
+        return (F.binary_cross_entropy_with_logits if several else F.cross_entropy)(z / t, targs).item()
     T = fit_temperature(probs, targs)
     assert T == pytest.approx(true, rel=.25)
     assert all(loss(T) <= loss(T * factor) for factor in (.5, .9, .99, 1.01, 1.1, 2))
-    torch.testing.assert_close(with_temperature(probs, T, several), (z / T).sigmoid() if several else (z / T).softmax(1), atol=1e-5, rtol=0)
+    cooled = (z / T).sigmoid() if several else (z / T).softmax(1)
+    torch.testing.assert_close(with_temperature(probs, T, several), cooled, atol=1e-5, rtol=0)
 
 
 def test_probabilities_of_zero_and_one_stay_numbers():
@@ -71,7 +72,8 @@ def test_probabilities_of_zero_and_one_stay_numbers():
 
 
 def test_nothing_to_fit_is_told():
-    with pytest.warns(UserWarning, match='nothing to fit it to'): fit_temperature(torch.tensor([[.9, .1]]), torch.tensor([0]))
+    probs,targs = torch.tensor([[.9, .1]]), torch.tensor([0])
+    with pytest.warns(UserWarning, match='nothing to fit it to'): fit_temperature(probs, targs)
 
 
 def classifier(labels, y_block=None):
@@ -97,8 +99,8 @@ def test_a_calibrated_classifier_says_the_same_with_truer_probabilities(several,
     assert torch.equal(now > .5, probs > .5)
     there = load_learner(learn.export(tmp_path / 'clas'))
     torch.testing.assert_close(there.predict(texts[0])[2], learn.predict(texts[0])[2])
-    assert learn.class_report().accuracy == pytest.approx(((probs > .5) == (targs > .5)).all(1).double().mean().item() if several
-                                                          else (probs.argmax(1) == targs).double().mean().item())
+    right = ((probs > .5) == (targs > .5)).all(1) if several else probs.argmax(1) == targs
+    assert learn.class_report().accuracy == pytest.approx(right.double().mean().item())
     assert [row.category for row in learn.class_report().classes] == ['a', 'b']
 
 
@@ -109,7 +111,8 @@ def test_numbers_have_neither_classes_nor_probabilities():
 
 
 def test_a_bridge_in_the_table():
-    learn = plain_learner(two_classes(), metrics=[SklearnMetric(skm.cohen_kappa_score), SklearnMetric(skm.roc_auc_score, of='probs')])
+    metrics = [SklearnMetric(skm.cohen_kappa_score), SklearnMetric(skm.roc_auc_score, of='probs')]
+    learn = plain_learner(two_classes(), metrics=metrics)
     learn.fit(2)
     probs,targs = learn.get_preds()
     assert learn.record[-1]['cohen_kappa_score'] == pytest.approx(skm.cohen_kappa_score(targs, probs.argmax(1)))

@@ -73,7 +73,8 @@ def _without(scores, forbidden):
 def _check_ids(ids, vocab_sz, name):
     for i in ids:
         if not 0 <= i < vocab_sz:
-            raise ValueError(f"{name} has the id {i}, which is outside of the vocabulary: its ids are 0 to {vocab_sz - 1}.")
+            raise ValueError(f"{name} has the id {i}, which is outside of the vocabulary: "
+                             f"its ids are 0 to {vocab_sz - 1}.")
     return list(ids)
 
 # %% ../../nbs/lm/41_generate.ipynb #b9d91c2e
@@ -200,12 +201,12 @@ def generate_batch(
     model:nn.Module,             # A `LanguageModel`
     prompts:Sequence[list[int]], # For each text its token ids, at least one
     n_words:int,                 # How many tokens to draw for each
-    law:Law=Law(),               # How they are chosen
+    law:Law|None=None,           # How they are chosen; as the model says if None
     seed:int|None=None,          # Text `i` has the seed `seed + i`; drawn from torch's global generator if None
     bs:int=64,                   # Texts that grow side by side
 )->list[Generated]:              # In the order of the prompts
     "Draw a continuation of each prompt."
-    first,bs = new_seed() if seed is None else seed, positive_int(bs, 'bs')
+    first,bs,law = new_seed() if seed is None else seed, positive_int(bs, 'bs'), law or Law()
     texts = [Generated([], []) for _ in prompts]
     for start in progress(range(0, len(prompts), bs), label='generating'):
         some = prompts[start:start + bs]
@@ -245,14 +246,17 @@ def beam_search(
     "The likeliest continuations of `ids` that can be found."
     positive_int(beam_sz, 'beam_sz')
     if not length_penalty >= 0: raise ValueError(f"length_penalty={length_penalty} must be 0 or more.")
-    device,beams = next(model.parameters()).device, [_Beam([], [], 0., False)]
+    device,beams,state = next(model.parameters()).device, [_Beam([], [], 0., False)], None
     for step in range(n_words):
         live,ended = [b for b in beams if not b.ended], [(b, None) for b in beams if b.ended]
         if not live: break
         with evaluating(model):
-            if step: out = model(torch.tensor([b.ids[-1:] for b in live], device=device), state)
-            logits,state = (model.logits(out.dropped[:, -1]), out.state) if step else _read_prompts(model, [ids], device)
-            for name, given in (('stop', stop), ('forbidden', forbidden)): _check_ids(given, logits.shape[-1], name)
+            if not step:
+                logits,state = _read_prompts(model, [ids], device)
+                for name, given in (('stop', stop), ('forbidden', forbidden)): _check_ids(given, logits.shape[-1], name)
+            else:
+                out = model(torch.tensor([b.ids[-1:] for b in live], device=device), state)
+                logits,state = model.logits(out.dropped[:, -1]), out.state
             said = _Said([[*ids, *b.ids] for b in live], logits.shape[-1], device, repetition_penalty)
             logps = logits.float().log_softmax(-1)
             scores = _without(penalise(logps, said.mask, repetition_penalty), list(forbidden))

@@ -50,7 +50,8 @@ def surprisals(
     order = sorted(range(len(docs)), key=lambda i: len(docs[i]), reverse=True)
     docs,device = [docs[i] for i in order], next(model.parameters()).device
     ns = [max(len(doc) - 1, 0) for doc in docs]
-    x,y = (collate([doc[cut] for doc in docs], pad).ids.to(device) for cut, pad in ((slice(-1), 0), (slice(1, None), -100)))
+    x = collate([doc[:-1] for doc in docs], 0).ids.to(device)
+    y = collate([doc[1:] for doc in docs], -100).ids.to(device)
     parts,state = [y.new_zeros(len(docs), 0)], None
     with evaluating(model):
         for start in range(0, ns[0], bptt):

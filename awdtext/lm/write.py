@@ -35,8 +35,8 @@ def text_law(
     "How the next word is chosen, with tokens as ids."
     vocab,stop = dls.vocab, as_list(stop)
     if missing := [t for t in stop if t not in vocab]:
-        raise ValueError(f"the stop token {missing[0]!r} is not in the vocabulary: use one of its {len(vocab):,} tokens, "
-                         "such as '.'; what is not in it is never said.")
+        raise ValueError(f"the stop token {missing[0]!r} is not in the vocabulary: use one of its {len(vocab):,} "
+                         "tokens, such as '.'; what is not in it is never said.")
     silent = [*_marks, UNK, '<unk>'] if no_unk else _marks
     forbidden = [vocab.stoi[t] for t in silent if t in vocab and t not in stop]
     return Law(temperature, top_k, min_p, top_p, repetition_penalty, forbidden, [vocab.stoi[t] for t in stop])

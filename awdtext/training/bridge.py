@@ -69,6 +69,7 @@ class SklearnMetric(Metric):
         if not self.preds: return math.nan
         targs,preds = (torch.cat(o).cpu().numpy() for o in (self.targs, self.preds))
         figure = self.func(targs, preds)
-        if getattr(figure, 'ndim', 0): raise ValueError(f"{self.name} gave an array of shape {figure.shape}, and a metric "
-                                                        "is one number: give it an average, as with partial(…).")
+        if getattr(figure, 'ndim', 0):
+            raise ValueError(f"{self.name} gave an array of shape {figure.shape}, and a metric is one number: "
+                             "give it an average, as with partial(…).")
         return float(figure)

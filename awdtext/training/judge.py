@@ -15,10 +15,12 @@ from torch import Tensor
 # %% ../../nbs/training/37_judge.ipynb #163b2c8f
 def _check(probs, targs):
     if probs.ndim != 2 or not len(probs) or targs.shape not in (probs.shape, probs.shape[:1]):
-        raise ValueError(f"probabilities of shape {tuple(probs.shape)} do not fit targets of shape {tuple(targs.shape)}: "
-                         "give (n, n_classes) and (n,), or (n, n_classes) twice for several labels.")
+        raise ValueError(f"probabilities of shape {tuple(probs.shape)} do not fit targets of shape "
+                         f"{tuple(targs.shape)}: give (n, n_classes) and (n,), or for several labels the same "
+                         "shape twice.")
     if targs.ndim == 1 and targs.is_floating_point():
-        raise ValueError("these targets are numbers and not classes: a regression has neither classes nor probabilities.")
+        raise ValueError("these targets are numbers and not classes: "
+                         "a regression has neither classes nor probabilities.")
 
 # %% ../../nbs/training/37_judge.ipynb #061e0b88
 class ClassFigures(NamedTuple):
@@ -40,7 +42,8 @@ class ClassReport(NamedTuple):
     def __repr__(self):
         rows = [*self.classes, self.macro, self.weighted]
         width = max(len(str(row.category)) for row in rows)
-        lines = [f"{row.category!s:{width}}  {row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}  {row.n:7,}" for row in rows]
+        lines = [f"{row.category!s:{width}}  {row.precision:9.3f}  {row.recall:6.3f}  {row.f1:5.3f}  {row.n:7,}"
+                 for row in rows]
         lines.insert(len(self.classes), '')
         return '\n'.join([f"{'':{width}}  precision  recall     f1        n", *lines, f"accuracy {self.accuracy:.3f}"])
 
@@ -57,9 +60,10 @@ def class_report(
     "Precision, recall and F1 of each class."
     _check(probs, targs)
     n_classes = probs.shape[1]
-    if targs.ndim == 1: guess,true = (torch.eye(n_classes, dtype=torch.bool)[o.long()] for o in (probs.argmax(1), targs))
+    each = torch.eye(n_classes, dtype=torch.bool)
+    if targs.ndim == 1: guess,true = each[probs.argmax(1)], each[targs.long()]
     else: guess,true = probs > thresh, targs > .5
-    right,said,n = ((o).double().sum(0) for o in (guess & true, guess, true))               # (n_classes,) each
+    right,said,n = (o.double().sum(0) for o in (guess & true, guess, true))               # (n_classes,) each
     columns = torch.stack([_ratio(right, said), _ratio(right, n), _ratio(2 * right, said + n)], 1)
     total,names = int(n.sum()), list(range(n_classes)) if categories is None else list(categories)
     classes = [ClassFigures(name, *row, int(k)) for name, row, k in zip(names, columns.tolist(), n.tolist())]
@@ -78,9 +82,11 @@ class Calibration(NamedTuple):
 
     def __repr__(self):
         n_bins = len(self.counts)
-        rows = [f"{i / n_bins:4.2f}-{(i + 1) / n_bins:4.2f}  {conf:10.3f}  {acc:5.3f}  {n:7,}  {'#' * round(20 * acc)}"
+        edges = [f'{i / n_bins:4.2f}-{(i + 1) / n_bins:4.2f}' for i in range(n_bins)]
+        rows = [f"{edges[i]}  {conf:10.3f}  {acc:5.3f}  {n:7,}  {'#' * round(20 * acc)}"
                 for i, (conf, acc, n) in enumerate(zip(*self[:3])) if n]
-        return '\n'.join(['probability  confidence  right        n', *rows, f"expected calibration error {self.ece:.4f}"])
+        rows = ['probability  confidence  right        n', *rows, f"expected calibration error {self.ece:.4f}"]
+        return '\n'.join(rows)
 
     def plot(self,
         ax=None,  # Axes of matplotlib; new ones if None
