@@ -656,7 +656,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'awdtext.lm.write._ids': ('lm/write.html#_ids', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._shown': ('lm/write.html#_shown', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._text': ('lm/write.html#_text', 'awdtext/lm/write.py'),
-                                  'awdtext.lm.write._waits': ('lm/write.html#_waits', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write.prompt_tokens': ('lm/write.html#prompt_tokens', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write.text_law': ('lm/write.html#text_law', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write.write': ('lm/write.html#write', 'awdtext/lm/write.py'),

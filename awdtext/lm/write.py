@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import new_seed
 from ..data.dataloaders import TextDataLoaders, as_list
-from ..data.tokenizer import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, check_characters
+from ..data.tokenizer import BOS, EOS, FLD, PAD, UNK, check_characters
 from .generate import Law, beam_search, generate_batch, steps
 
 # %% ../../nbs/lm/45_write.ipynb #998a69d8
@@ -99,11 +99,6 @@ def write(
     return [_continued(tokens, generated, dls) for tokens, generated in zip(prompts, drawn)]
 
 # %% ../../nbs/lm/45_write.ipynb #375e78bf
-def _waits(tokens):
-    "Whether the last token says something of one that is still to come."
-    return tokens[-1:] and tokens[-1] in (TK_MAJ, TK_UP, TK_REP, TK_WREP) or tokens[-2:-1] in ([TK_REP], [TK_WREP])
-
-
 def write_stream(
     model:nn.Module,             # A `LanguageModel`
     dls:TextDataLoaders,         # Its vocabulary and tokenizer
@@ -116,9 +111,8 @@ def write_stream(
     if dls.backwards: raise ValueError("This model writes from the end of a text to its beginning: use predict.")
     prompt,added,shown = prompt_tokens(text, dls), [], ''
     growing = steps(model, [_ids(prompt, dls)], n_words, law, [new_seed() if seed is None else seed])
-    for grown in chain([()], growing, [()]):
+    for grown in chain([()], growing):
         added += [dls.vocab[word] for _, word, _ in grown]
-        if grown and _waits(added): continue
         now = _text(prompt + _shown(added), dls)
         if len(now) > len(shown):
             yield now[len(shown):]
