@@ -22,8 +22,10 @@ from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP,
 from .data.vocab import Vocab, make_vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import LMScore, evaluate_lm, plot_grid
-from .lm.generate import generate
+from .lm.generate import Generated, Law, beam_search, generate, generate_batch
 from .lm.neural_cache import NeuralCache, tune_cache
+from .lm.score import TextScore
+from .lm.write import Continuation
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, awd_lstm_lm_config, presets
 from .models.classifier import TextClassifier, get_text_classifier
 from .models.decoder import linear_cross_entropy
@@ -37,8 +39,10 @@ from .text_learner import LMLearner, TextLearner, language_model_learner, load_l
 
 # %% ../nbs/59_all.ipynb #3149a8f4
 from .training.accumulate import GradientAccumulation
+from .training.bridge import SklearnMetric
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
+from .training.judge import calibration, class_report, fit_temperature
 from .training.learner import Learner
 from .training.loggers import CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback
 from .training.losses import activation_reg, temporal_activation_reg

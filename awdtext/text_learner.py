@@ -8,11 +8,12 @@ __all__ = ['map_embedding', 'TextLearner', 'advise_preset', 'LMLearner', 'langua
 
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
 import json, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,16 +21,18 @@ from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
 from .data.stream import document_starts, positive_int
-from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, check_characters, reads_characters
+from .data.tokenizer import Tokenizer, reads_characters
 from .data.vocab import Vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
-from .lm.generate import generate
 from .lm.neural_cache import NeuralCache, tune_cache
+from .lm.score import TextScore, encode_texts, score_texts
+from .lm.write import Continuation, text_law, write, write_beam, write_stream
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
+from .training.judge import Calibration, ClassReport, calibration, class_report, fit_temperature
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi
@@ -197,6 +200,45 @@ class TextLearner(Learner):
         if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
         return _decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0], self.dls.labeler)
 
+    def encode(self,
+        texts:Iterable,  # Strings, or lists of tokens if there is no tokenizer
+        bs:int=64,       # Texts that are read side by side
+    )->np.ndarray:       # (n, 3 * out_sz), float32, in the order of `texts`
+        "The encoder's features of each text: its last output, the maximum of all and their mean."
+        with self.averaged(): rows = list(self.iter_encode(texts, bs))
+        return np.stack(rows) if rows else np.zeros((0, 3 * self.encoder.out_sz), np.float32)
+
+    def iter_encode(self,
+        texts:Iterable,  # As for `encode`; a generator is read as it is needed
+        bs:int=64,       # Texts that are read side by side
+    )->Iterator[np.ndarray]: # (3 * out_sz,) each, in the order of `texts`
+        "The same one by one, for more texts than memory holds."
+        return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs)
+
+    def class_report(self,
+        ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
+        dl=None,            # Or any loader
+    )->ClassReport:         # Prints as a table
+        "Precision, recall and F1 of each class."
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories)
+
+    def calibration(self,
+        ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
+        dl=None,            # Or any loader
+        n_bins:int=10,      # Bins of equal width
+    )->Calibration:         # Prints as a table; its `plot()` is a reliability diagram
+        "Whether the probabilities can be believed."
+        return calibration(*self.get_preds(ds_idx, dl), n_bins)
+
+    def calibrate(self,
+        ds_idx:int=1,       # 1 for validation data; not what was trained on
+        dl=None,            # Or any loader
+    )->float:               # The temperature; above 1 if the probabilities were too sure
+        "Make the probabilities truer: all scores are divided by one number, and no prediction changes."
+        temperature = fit_temperature(*self.get_preds(ds_idx, dl))
+        _cool(self, temperature)
+        return temperature
+
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
         dl=None,            # Or any loader
@@ -209,6 +251,15 @@ class TextLearner(Learner):
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."
         return [label_text(_decode(probs, self.dls.labeler)[0]) for probs in self.loss_func.activation(self.preds[:n])]
+
+# %% ../nbs/50_text_learner.ipynb #26b09279
+def _cool(learn, temperature):
+    "Divide the scores of the learner's head by `temperature`."
+    if learn.average: learn.average.show_mean()
+    learn.average = None
+    last = [m for m in learn.model.head.modules() if isinstance(m, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        for p in last.parameters(): p /= temperature
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
 def advise_preset(
@@ -372,17 +423,80 @@ class LMLearner(TextLearner):
         no_unk:bool=True,            # Never say the word that stands for unknown ones
         *,
         top_k:int|None=None,         # Leave out all but the k likeliest words
+        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
+        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
+        stop:str|Sequence[str]=(),   # Token or tokens after which the text ends
         seed:int|None=None,          # Seed of the draws
     )->str:                          # `text` and what follows
         "Continue `text`. The state is carried, so each word takes the same time."
-        vocab,backwards,tokens = self.dls.vocab,self.dls.backwards,_prompt(text, self.dls)
-        silent = [PAD, BOS, FLD] + ([UNK, '<unk>'] if no_unk else [])
-        ids = vocab.encode(tokens or [t for t in (BOS, EOS, '<eos>') if t in vocab][:1]).tolist()
-        drawn = list(generate(self.model, ids[::-1] if backwards else ids, n_words, temperature, top_k, min_p,
-                              [vocab.stoi[t] for t in silent if t in vocab], seed))
-        words = vocab.decode(drawn)
-        tokens = words[::-1] + tokens if backwards else tokens + words
-        return self.dls.tokenizer.detokenize(tokens) if self.dls.tokenizer else ' '.join(tokens)
+        law = text_law(self.dls, temperature, min_p, no_unk, top_k=top_k, top_p=top_p,
+                       repetition_penalty=repetition_penalty, stop=stop)
+        with self.averaged(): return write(self.model, self.dls, [text], n_words, law, seed)[0].text
+
+    def generate(self,
+        texts:Sequence,              # Where to begin: strings, or lists of tokens
+        n_words:int=50,              # How many words to add to each
+        temperature:float=1.,        # As in `predict`, like all that follow
+        min_p:float|None=None,       # Leave out words less probable than this
+        no_unk:bool=True,            # Never say the word that stands for unknown ones
+        *,
+        top_k:int|None=None,         # Leave out all but the k likeliest words
+        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
+        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
+        stop:str|Sequence[str]=(),   # Token or tokens after which a text ends
+        seed:int|None=None,          # Text `i` has the seed `seed + i`
+        bs:int=64,                   # Texts that grow side by side
+    )->list[Continuation]:           # Text, added tokens and their log-probabilities, in the order of `texts`
+        "Continue many texts at once."
+        law = text_law(self.dls, temperature, min_p, no_unk, top_k=top_k, top_p=top_p,
+                       repetition_penalty=repetition_penalty, stop=stop)
+        with self.averaged(): return write(self.model, self.dls, texts, n_words, law, seed, bs)
+
+    def stream(self,
+        text:str|list[str],          # Where to begin
+        n_words:int=50,              # How many words to add
+        temperature:float=1.,        # As in `predict`, like all that follow
+        min_p:float|None=None,       # Leave out words less probable than this
+        no_unk:bool=True,            # Never say the word that stands for unknown ones
+        *,
+        top_k:int|None=None,         # Leave out all but the k likeliest words
+        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
+        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
+        stop:str|Sequence[str]=(),   # Token or tokens after which the text ends
+        seed:int|None=None,          # Seed of the draws
+    )->Iterator[str]:                # The prompt, then piece by piece what follows; joined, what `predict` returns
+        "Continue `text` while it is read."
+        law = text_law(self.dls, temperature, min_p, no_unk, top_k=top_k, top_p=top_p,
+                       repetition_penalty=repetition_penalty, stop=stop)
+        return write_stream(self.model, self.dls, text, n_words, law, seed)
+
+    def beam_search(self,
+        text:str|list[str],          # Where to begin
+        n_words:int=20,              # How many words to add at most
+        beam_sz:int=5,               # How many beginnings are kept
+        no_unk:bool=True,            # Never say the word that stands for unknown ones
+        *,
+        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
+        stop:str|Sequence[str]=(),   # Token or tokens after which a text ends
+        length_penalty:float=0.,     # 0 orders texts by their probability, 1 by that of their mean word
+    )->list[Continuation]:           # The best first, at most `beam_sz`
+        "The likeliest continuations of `text` that can be found."
+        law = text_law(self.dls, no_unk=no_unk, repetition_penalty=repetition_penalty, stop=stop)
+        with self.averaged(): return write_beam(self.model, self.dls, text, n_words, beam_sz, law, length_penalty)
+
+    def score(self,
+        texts:Iterable,   # Strings, or lists of tokens if there is no tokenizer
+        bs:int=64,        # Texts that are read side by side
+    )->list[TextScore]:   # Tokens, their surprisals, log-probability and perplexity, in the order of `texts`
+        "How surprising each word of each text is, read alone."
+        with self.averaged(): return list(score_texts(self.model, self.dls, texts, bs))
+
+    def iter_score(self,
+        texts:Iterable,   # As for `score`; a generator is read as it is needed
+        bs:int=64,        # Texts that are read side by side
+    )->Iterator[TextScore]: # In the order of `texts`
+        "The same one by one, for more texts than memory holds."
+        return score_texts(self.model, self.dls, texts, bs)
 
 # %% ../nbs/50_text_learner.ipynb #f7b27f3b
 def _window(x, state):
@@ -429,14 +543,6 @@ def _statistics(learn, stats):
 def _likeliest(logits, y, vocab):
     "The likeliest next word at each place that has a target, row by row."
     return [' '.join(vocab.decode(ids[known])) for ids, known in zip(logits.argmax(-1).cpu(), (y >= 0).cpu())]
-
-
-def _prompt(text, dls):
-    "The tokens that are read before the first word is drawn."
-    tok = dls.tokenizer
-    tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
-    if tok and tok.reads_characters: check_characters(tokens)
-    return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 
 # %% ../nbs/50_text_learner.ipynb #ef1d38ef
 def language_model_learner(

@@ -2,12 +2,13 @@
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 from training_helpers import lm_learner
 
-from awdtext.lm.generate import generate, word_probs
+from awdtext.lm.generate import Law, beam_search, generate, generate_batch, penalise, word_probs
 from awdtext.models.language_model import get_language_model
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -134,3 +135,175 @@ def test_extreme_scores_stay_numbers():
     dict(temperature=-.1), dict(top_k=0), dict(top_k=-1), dict(min_p=1.1), dict(min_p=-.1)], ids=str)
 def test_wrong_settings(kwargs):
     with pytest.raises(ValueError, match=f"{list(kwargs)[0]}="): word_probs(torch.zeros(1, 3), **kwargs)
+
+
+# The nucleus, and the penalty
+
+def nucleus(p, top_p):
+    "The fewest best words with this probability together, in numpy."
+    order = np.argsort(-p, kind='stable')
+    n = int(np.searchsorted(np.cumsum(p[order]), top_p * (1 - 1e-12))) + 1
+    kept = np.zeros_like(p)
+    kept[order[:n]] = p[order[:n]]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize('top_p', [1e-9, .1, .5, .9, 1.])
+@pytest.mark.parametrize('temperature', [.5, 1., 3.])
+def test_nucleus_is_the_definition(top_p, temperature):
+    z = torch.randn(6, 11, dtype=torch.float64)
+    for row, logits in zip(word_probs(z, temperature, top_p=top_p), z.numpy()):
+        p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+        np.testing.assert_allclose(row.numpy(), nucleus(p, top_p), rtol=1e-4, atol=1e-7)
+
+
+def test_equal_words_do_not_widen_the_nucleus():
+    assert (word_probs(torch.zeros(1, 8), top_p=.5) > 0).sum() == 4
+
+
+def test_all_filters_together_keep_what_each_keeps():
+    z = torch.randn(50, 9)
+    each = [word_probs(z, **kw) > 0 for kw in (dict(top_k=5), dict(top_p=.8), dict(min_p=.05))]
+    assert torch.equal(word_probs(z, 1., 5, .05, .8) > 0, each[0] & each[1] & each[2])
+
+
+def test_low_temperature_is_safer():
+    "Not the inverse, as it once was elsewhere."
+    z = torch.tensor([[2., 1., 0.]])
+    best = [word_probs(z, t)[0, 0].item() for t in (2., 1., .5, 0.)]
+    assert best == sorted(best)
+
+
+@pytest.mark.parametrize('top_p', [0, 0., -.1, 1.1, float('nan')])
+def test_impossible_nucleus(top_p):
+    with pytest.raises(ValueError, match='top_p='): word_probs(torch.zeros(1, 3), top_p=top_p)
+
+
+def test_penalty_does_not_depend_on_the_logits_zero():
+    z,said = torch.randn(3, 7), torch.rand(3, 7) > .5
+    a,b = (penalise((z + shift).log_softmax(-1), said, 1.5).softmax(-1) for shift in (0., 100.))
+    assert_close(a, b, rtol=1e-4, atol=1e-6)
+    plain = z.softmax(-1)
+    assert (penalise(z.log_softmax(-1), said, 1.5)[said] <= plain.log()[said]).all()
+
+
+def test_penalty_lets_a_text_out_of_its_circle(model):
+    with torch.no_grad(): model.decoder.bias[5] = 3.                          # says 5 for ever
+    assert set(generate(model, [1], 30, temperature=0)) == {5}
+    assert len(set(generate(model, [1], 30, temperature=0, repetition_penalty=8.))) > 3
+
+
+def test_penalty_looks_at_the_prompt_too(model):
+    with torch.no_grad(): model.decoder.bias[5] = 3.
+    assert next(generate(model, [5, 1], 1, temperature=0, repetition_penalty=8.)) != 5
+
+
+# Every kin, side by side and alone
+
+kinds = {'lstm': {}, 'gru': dict(arch='GRU'), 'qrnn': dict(arch='QRNN'), 'mos': dict(decoder='mos', n_experts=3),
+         'adaptive': dict(decoder='adaptive', cutoffs=[8], tie_weights=False)}
+prompts = [[3, 1, 4], [1], [5, 9, 2, 6], [5, 3, 5]]
+
+
+@pytest.mark.parametrize('kind', kinds)
+def test_log_probabilities_are_those_of_reading_everything_again(kind):
+    torch.manual_seed(0)
+    model = get_language_model(20, dict(**size, **kinds[kind]))
+    with torch.no_grad():
+        for p in model.parameters(): p *= 3                                     # no two words alike
+    for prompt, text in zip(prompts, generate_batch(model, prompts, 12, seed=1)):
+        ids = list(prompt)
+        for word, logp in zip(text.ids, text.logps):
+            assert logp == pytest.approx(slow_probs(model, ids)[word].log().item(), abs=1e-4)
+            ids.append(word)
+
+
+@pytest.mark.parametrize('bs', [1, 2, 64])
+def test_a_text_does_not_depend_on_its_neighbours(model, bs):
+    law = Law(top_p=.9, penalty=1.3, stop=[7, 8])
+    together = generate_batch(model, prompts, 40, law, seed=5, bs=bs)
+    for i, prompt in enumerate(prompts):
+        (alone,) = generate_batch(model, [prompt], 40, law, seed=5 + i)
+        assert together[i].ids == alone.ids
+        assert together[i].logps == pytest.approx(alone.logps, abs=1e-5)
+        stopped = [word in law.stop for word in alone.ids]
+        assert not any(stopped[:-1]) and (stopped[-1] or len(stopped) == 40)
+
+
+def test_a_long_prompt_is_read_to_its_end_and_not_cut(model):
+    prompt = torch.randint(20, (1300,)).tolist()
+    assert next(generate(model, prompt, 1, temperature=0)) == int(slow_probs(model, prompt).argmax())
+    (text,) = generate_batch(model, [prompt], 1, seed=0)
+    assert text.logps[0] == pytest.approx(slow_probs(model, prompt)[text.ids[0]].log().item(), abs=1e-4)
+
+
+def test_a_word_costs_the_same_late_as_early(model):
+    read = []
+    model.register_forward_hook(lambda module, args, out: read.append(tuple(args[0].shape)))
+    generate_batch(model, prompts, 30, Law(temperature=0.))
+    assert read[3:] == [(4, 1)] * 29 and sorted(read[:3]) == [(1, 1), (1, 4), (2, 3)]
+
+
+def test_no_texts_and_no_words(model):
+    assert generate_batch(model, [], 5) == []
+    assert generate_batch(model, [[1]], 0) == [([], [])]
+
+
+@pytest.mark.parametrize('law, problem', [
+    (Law(stop=[20]), 'stop has the id 20'), (Law(stop=[-1]), 'stop has the id -1'),
+    (Law(forbidden=[99]), 'forbidden has the id 99'), (Law(top_p=0.), 'top_p=0.0'),
+    (Law(penalty=.9), 'repetition_penalty=0.9')])
+def test_impossible_laws(model, law, problem):
+    model.train()
+    with pytest.raises(ValueError, match=problem): generate_batch(model, [[1]], 3, law)
+    assert model.training and torch.is_grad_enabled()
+
+
+# Beams
+
+@pytest.mark.parametrize('kind', kinds)
+@pytest.mark.parametrize('stop', [(), (2,)])
+def test_a_wide_beam_finds_what_trying_all_finds(kind, stop):
+    torch.manual_seed(1)
+    config = {**kinds[kind], **({'cutoffs': [2]} if kind == 'adaptive' else {})}
+    model = get_language_model(4, dict(**size, pad_token=0, **config))
+    with torch.no_grad():
+        for p in model.parameters(): p *= 4
+    texts = {t[:next((i + 1 for i, w in enumerate(t) if w in stop), 4)] for t in itertools.product(range(4), repeat=4)}
+    def logp(ids): return sum(slow_probs(model, [1, *ids[:i]])[w].log().item() for i, w in enumerate(ids))
+    expected = sorted(((logp(t), list(t)) for t in texts), reverse=True)
+    found = beam_search(model, [1], 4, beam_sz=400, stop=stop)
+    assert len(found) == len(expected)
+    assert [text.logp for text in found] == pytest.approx([p for p, _ in expected], abs=1e-4)
+    assert found[0].ids == expected[0][1]
+
+
+def test_a_beam_is_the_same_in_training(model):
+    "Dropout is off, and the mode is as before."
+    model.eval()
+    quiet = beam_search(model, [1], 10)
+    model.train()
+    assert [t.ids for t in beam_search(model, [1], 10)] == [t.ids for t in quiet]
+    assert model.training and [t.ids for t in beam_search(model, [1], 10)] == [t.ids for t in quiet]
+
+
+def test_a_wider_beam_finds_no_less_likely_text():
+    torch.manual_seed(3)
+    model = get_language_model(20, size)
+    with torch.no_grad():
+        for p in model.parameters(): p *= 5
+    best = [beam_search(model, [1, 2], 8, beam_sz=n)[0].logp for n in (1, 5, 200)]
+    assert best[0] <= best[1] + 1e-6 and best[1] <= best[2] + 1e-6
+
+
+def test_penalty_in_a_beam(model):
+    with torch.no_grad(): model.decoder.bias[5] = 3.
+    assert set(beam_search(model, [1], 8)[0].ids) == {5}
+    assert len(set(beam_search(model, [1], 8, repetition_penalty=8.)[0].ids)) > 2
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(beam_sz=0), dict(length_penalty=-1.), dict(repetition_penalty=.5), dict(stop=[20]),
+    dict(forbidden=[20])], ids=str)
+def test_impossible_beams(model, kwargs):
+    with pytest.raises(ValueError): beam_search(model, [1], 3, **kwargs)

@@ -1,0 +1,152 @@
+"Scores and features: those of reading each document alone, in order, in any company, for texts without end."
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from training_helpers import lm_learner, tiny_size, words
+
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.tokenizer import Tokenizer
+from awdtext.data.vocab import Vocab
+from awdtext.lm.score import encode_texts, pooled, score_texts, surprisals
+from awdtext.models.language_model import get_language_model
+from awdtext.text_learner import language_model_learner, text_classifier_learner
+
+kinds = {'lstm': {}, 'gru': dict(arch='GRU'), 'qrnn': dict(arch='QRNN'), 'mos': dict(decoder='mos', n_experts=3),
+         'adaptive': dict(decoder='adaptive', cutoffs=[8], tie_weights=False)}
+
+
+@pytest.fixture(autouse=True)
+def start():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def new_model(kind='lstm', vocab_sz=20): return get_language_model(vocab_sz, dict(**tiny_size, **kinds[kind]))
+
+
+def slow_nats(model, doc):
+    "One token at a time, everything read again for each."
+    model.eval()
+    with torch.no_grad():
+        logits = [model.logits(model(doc[None, :i]).dropped)[0, -1] for i in range(1, len(doc))]
+    return [-z.log_softmax(-1)[word].item() for z, word in zip(logits, doc[1:])]
+
+
+@pytest.mark.parametrize('kind', kinds)
+@pytest.mark.parametrize('bptt', [1, 4, 72])
+def test_surprisals_are_those_of_reading_everything_again(kind, bptt):
+    model = new_model(kind)
+    docs = [torch.randint(20, (n,)) for n in (3, 11, 1, 11, 6)]
+    for doc, nats in zip(docs, surprisals(model, docs, bptt)):
+        assert nats.tolist() == pytest.approx(slow_nats(model, doc), abs=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['lstm', 'qrnn'])
+@pytest.mark.parametrize('max_len', [None, 1, 5])
+def test_features_are_those_of_the_whole_document(kind, max_len):
+    encoder = new_model(kind).encoder
+    docs = [torch.randint(20, (n,)) for n in (3, 11, 1, 23)]
+    for doc, row in zip(docs, pooled(encoder, docs, 4, max_len)):
+        with torch.no_grad(): out = encoder.eval()(doc[None]).raw[0]
+        tail = out if max_len is None else out[-max_len:]
+        assert_close(row, torch.cat([out[-1], tail.amax(0), tail.mean(0)]), rtol=1e-4, atol=1e-5)
+
+
+def raw_dls():
+    return TextDataLoaders(None, None, Vocab(['xxunk', 'xxpad', *(f'w{i}' for i in range(20))]), seq_len=16)
+
+
+def test_results_do_not_depend_on_company_nor_order():
+    dls,model = raw_dls(), new_model(vocab_sz=22)
+    texts = [words(n, seed=n) for n in (5, 40, 2, 33, 17, 1)]
+    alone = [next(score_texts(model, dls, [text])) for text in texts]
+    features = np.stack([next(encode_texts(model.encoder, dls, [text])) for text in texts])
+    for bs in (1, 2, 64):
+        for got, expected in zip(score_texts(model, dls, texts, bs), alone):
+            assert got.tokens == expected.tokens and got.surprisals == pytest.approx(expected.surprisals, abs=1e-5)
+        np.testing.assert_allclose(np.stack(list(encode_texts(model.encoder, dls, texts, bs=bs))), features, atol=1e-5)
+
+
+def test_a_stream_without_end_is_read_as_needed():
+    dls,model,taken = raw_dls(), new_model(vocab_sz=22), []
+    def endless():
+        for i in itertools.count():
+            taken.append(i)
+            yield words(1 + i % 7, seed=i)
+    for results in (score_texts(model, dls, endless(), bs=2), encode_texts(model.encoder, dls, endless(), bs=2)):
+        taken.clear()
+        assert len(list(itertools.islice(results, 40))) == 40 and len(taken) <= 64
+
+
+def test_tokenizer_streams_too():
+    dls = TextDataLoaders(None, None, Vocab(['xxunk', 'xxpad', 'xxbos', *'the cat sat'.split()]), tokenizer=Tokenizer())
+    results = score_texts(new_model(vocab_sz=6), dls, (f'The cat {i}' for i in itertools.count()), bs=1)
+    assert next(results).tokens == ['xxunk', 'the', 'cat', 'xxunk']                 # xxmaj is not in this vocabulary
+
+
+def test_unknown_words_leave_the_vocabulary_as_it_was():
+    dls = raw_dls()
+    before = len(dls.vocab), len(dls.vocab.stoi)
+    list(score_texts(new_model(vocab_sz=22), dls, [[f'new{i}' for i in range(100)]]))
+    assert (len(dls.vocab), len(dls.vocab.stoi)) == before
+
+
+def test_line_ends_are_the_context_of_raw_texts():
+    dls = TextDataLoaders(None, None, Vocab(['xxunk', '<eos>', 'a', 'b']))
+    model = new_model(vocab_sz=4)
+    (score,) = score_texts(model, dls, [['a', 'b', '<eos>']])
+    assert score.tokens == ['a', 'b', '<eos>']
+    assert score.surprisals == pytest.approx(slow_nats(model, torch.tensor([1, 2, 3, 1])), abs=1e-5)
+
+
+def test_figures_of_a_text():
+    (score,) = score_texts(new_model(vocab_sz=22), raw_dls(), [words(9)])
+    assert score.logp == pytest.approx(-sum(score.surprisals))
+    assert score.perplexity == pytest.approx(math.exp(sum(score.surprisals) / 8))
+
+
+def test_learners_score_and_encode_and_are_as_before():
+    learn = lm_learner()
+    learn.fit(1)
+    learn.model.train()
+    texts,weights = [words(12, seed=i) for i in range(5)], {k: v.clone() for k, v in learn.model.state_dict().items()}
+    scores,features = learn.score(texts), learn.encode(texts)
+    assert [len(s.surprisals) for s in scores] == [11] * 5
+    assert features.shape == (5, 24) and features.dtype == np.float32
+    assert learn.model.training and all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+    assert [s.surprisals for s in learn.iter_score(texts)] == [s.surprisals for s in scores]
+    np.testing.assert_array_equal(np.stack(list(learn.iter_encode(texts))), features)
+    assert learn.score([]) == [] and learn.encode([]).shape == (0, 24)
+
+
+def test_one_text_is_no_list_of_texts():
+    learn = lm_learner()
+    for method in (learn.score, learn.encode, learn.iter_score, learn.iter_encode):
+        with pytest.raises(TypeError, match='give a list of texts, not one text'): method('w1 w2')
+    with pytest.raises(ValueError, match='text 1 has no tokens'): learn.encode([['w1'], []])
+    assert learn.score([['w1'], []])[1] == ([], [])
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+@pytest.mark.parametrize('max_len', [1440, 5])
+def test_a_classifiers_features_are_what_its_head_sees(backwards, max_len):
+    texts = [' '.join(words(n, seed=n)) for n in (4, 30, 9, 14, 1, 22, 8, 5, 6, 7)]
+    dls = TextDataLoaders.from_texts(texts, list('abab' 'ababab'), min_freq=1, bs=4, backwards=backwards, seed=0)
+    learn = text_classifier_learner(dls, config=tiny_size, seq_len=6, max_len=max_len, backwards=backwards)
+    with torch.no_grad(): logits = learn.model.eval().head.layers(torch.tensor(learn.encode(texts)))
+    assert_close(logits.softmax(1), learn.get_preds(dl=dls.test_dl(texts))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_averages_are_what_is_scored():
+    "As in validation."
+    learn = language_model_learner(raw_lm(), config=tiny_size)
+    learn.fit_ntasgd(1, 0, lr=1., n=0)
+    texts = [words(12, seed=3)]
+    assert -learn.score(texts)[0].logp / 11 == pytest.approx(learn.evaluate(texts).loss, abs=1e-5)
+
+
+def raw_lm(): return TextDataLoaders.from_tokens([words(300)], [words(100, seed=1)], bs=4, seq_len=16, seed=0)

@@ -1,0 +1,119 @@
+"Texts that a model goes on with: nothing that is no word, prompts as they were given, pieces that are the text."
+import itertools
+
+import pytest
+import torch
+from training_helpers import lm_learner, tiny_size
+
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer)
+from awdtext.data.vocab import Vocab
+from awdtext.lm.write import text_law, write, write_stream
+from awdtext.models.language_model import get_language_model
+from awdtext.text_learner import language_model_learner
+
+marks = [UNK, PAD, BOS, EOS, FLD, TK_REP, TK_WREP, TK_UP, TK_MAJ]
+said = '. , " ( ) the cat sat 3 4 ! n\'t do \n can i \'s it - a'.split(' ')
+
+
+@pytest.fixture
+def dls():
+    torch.set_num_threads(1)
+    return TextDataLoaders(None, None, Vocab([*marks, *said, 'xxfake', '<unk>', '<pad>']), tokenizer=Tokenizer())
+
+
+@pytest.fixture
+def model(dls):
+    torch.manual_seed(0)
+    return get_language_model(len(dls.vocab), tiny_size)
+
+
+def test_padding_and_fillers_are_never_said(dls, model):
+    with torch.no_grad():
+        for t in (PAD, BOS, FLD, UNK, 'xxfake', '<unk>', '<pad>'): model.decoder.bias[dls.vocab.stoi[t]] = 5.  # likely
+    (text,) = write(model, dls, [''], 400, text_law(dls), seed=0)
+    assert not {PAD, BOS, FLD, UNK, 'xxfake', '<unk>', '<pad>'} & set(text.tokens)
+    (text,) = write(model, dls, [''], 50, text_law(dls, no_unk=False), seed=0)
+    assert {UNK, '<unk>'} & set(text.tokens) and not {PAD, BOS, FLD, 'xxfake', '<pad>'} & set(text.tokens)
+
+
+@pytest.mark.parametrize('prompt', ['The cat sat', 'The Zebra can\'t sat!!!! (a "cat")', 'THE CAT', ''])
+def test_a_prompt_stays_as_it_is_with_its_unknown_words(dls, model, prompt):
+    for text in write(model, dls, [prompt] * 4, 9, text_law(dls), seed=1):
+        assert text.text.startswith(prompt)
+
+
+@pytest.mark.parametrize('seed', range(12))
+@pytest.mark.parametrize('stop', [(), BOS, ('.', BOS)])
+def test_pieces_are_the_text(dls, model, seed, stop):
+    law = text_law(dls, stop=stop)
+    (text,) = write(model, dls, ['The cat'], 60, law, seed=seed)
+    assert ''.join(write_stream(model, dls, 'The cat', 60, law, seed=seed)) == text.text
+
+
+def test_pieces_come_before_the_end(dls, model):
+    pieces = write_stream(model, dls, 'The cat', 10**9, text_law(dls), seed=0)
+    assert next(pieces) == 'The cat' and all(itertools.islice(pieces, 20))
+
+
+def test_a_stop_mark_is_not_shown_and_a_stop_word_is(dls, model):
+    for seed in range(5):
+        (text,) = write(model, dls, ['the'], 500, text_law(dls, stop=BOS), seed=seed)
+        assert text.tokens[-1] == BOS and BOS not in text.text and len(text.logps) == len(text.tokens)
+        (text,) = write(model, dls, ['the'], 500, text_law(dls, stop='.'), seed=seed)
+        assert text.tokens[-1] == '.' and text.text.endswith('.')
+
+
+@pytest.mark.parametrize('stop', ['STOP', ['.', 'nowhere'], ''])
+def test_stop_tokens_outside_of_the_vocabulary(dls, model, stop):
+    with pytest.raises(ValueError, match='is not in the vocabulary'): text_law(dls, stop=stop)
+
+
+def test_characters():
+    text = 'The cat sat. ' * 20
+    dls = TextDataLoaders.from_texts([text, text], is_lm=True, tok_tfm=CharTokenizer(), min_freq=1, bs=2, seed=0)
+    learn = language_model_learner(dls, config=tiny_size)
+    assert ''.join(learn.stream('The  cat', 30, seed=0)) == learn.predict('The  cat', 30, seed=0)
+    (text,) = learn.generate(['The'], 200, stop='.', seed=0)
+    assert text.text == 'The' + ''.join(text.tokens) and text.tokens.count('.') <= 1
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_learners_write_many_texts(backwards):
+    texts = [f'the cat sat on mat number {i} .' for i in range(10)] * 3
+    dls = TextDataLoaders.from_texts(texts, is_lm=True, min_freq=1, bs=2, seq_len=8, backwards=backwards, seed=0)
+    learn = language_model_learner(dls, config=tiny_size, backwards=backwards)
+    given = ['number 3', 'sat on', '']
+    for i, (prompt, text) in enumerate(zip(given, learn.generate(given, 6, top_k=5, seed=4))):
+        assert text.text == learn.predict(prompt, 6, top_k=5, seed=4 + i)
+        assert text.text.endswith(prompt) if backwards else text.text.startswith(prompt)
+    best = learn.beam_search('sat on', 4, beam_sz=3)
+    assert len(best) == 3 and best[0].logp == max(text.logp for text in best)
+    if backwards:
+        with pytest.raises(ValueError, match='writes from the end'): next(learn.stream('sat on', 4))
+
+
+def test_log_probabilities_of_writing_and_reading_agree():
+    learn = lm_learner()
+    learn.fit(1)
+    (text,) = learn.generate([['w1', 'w2', 'w3']], 15, .7, top_p=.9, no_unk=False, repetition_penalty=1.2, seed=0)
+    (score,) = learn.score([text.text.split()])
+    assert [-p for p in text.logps] == pytest.approx(score.surprisals[-15:], abs=1e-4)
+
+
+@pytest.mark.parametrize('kwargs, problem', [
+    (dict(top_p=0), 'top_p=0'), (dict(top_k=0), 'top_k=0'), (dict(min_p=2), 'min_p=2'),
+    (dict(temperature=-1), 'temperature=-1'), (dict(repetition_penalty=0), 'repetition_penalty=0'),
+    (dict(stop='STOP'), "'STOP' is not in the vocabulary")], ids=str)
+def test_impossible_settings_change_nothing(kwargs, problem):
+    learn = lm_learner()
+    state = torch.get_rng_state()
+    def many(text, n, **kw): return learn.generate([text], n, **kw)
+    def pieces(text, n, **kw): return list(learn.stream(text, n, **kw))
+    for method in (learn.predict, many, pieces):
+        with pytest.raises(ValueError, match=problem): method('w1 w2', 3, seed=0, **kwargs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_text_is_no_list_of_texts():
+    with pytest.raises(TypeError, match='give a list of texts, not one text'): lm_learner().generate('w1 w2')

@@ -1,0 +1,119 @@
+"Reports per class are scikit-learn's, calibration is the formula, and a temperature is where the loss is least."
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn import metrics as skm
+from sklearn.calibration import calibration_curve
+from training_helpers import plain_learner, tiny_size, two_classes, words
+
+from awdtext.data.batches import RegressionSetup
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.text_learner import load_learner, text_classifier_learner
+from awdtext.training.bridge import SklearnMetric
+from awdtext.training.judge import calibration, class_report, fit_temperature, with_temperature
+
+
+@pytest.fixture(autouse=True)
+def start():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize('n_classes', [2, 3, 8])
+@pytest.mark.parametrize('n', [1, 5, 300])
+@pytest.mark.parametrize('several', [False, True])
+def test_class_reports_are_scikit_learns(n_classes, n, several):
+    probs = torch.rand(n, n_classes)
+    targs = (torch.rand(n, n_classes) > .7).float() if several else torch.randint(n_classes, (n,))
+    guess = (probs > .6) if several else probs.argmax(1)
+    ours = class_report(probs, targs, thresh=.6)
+    theirs = skm.classification_report(targs, guess, labels=range(n_classes), output_dict=True, zero_division=0)
+    rows = {**{str(row.category): row for row in ours.classes}, 'macro avg': ours.macro, 'weighted avg': ours.weighted}
+    for name, row in rows.items():
+        assert row[1:] == pytest.approx([theirs[name][k] for k in ('precision', 'recall', 'f1-score', 'support')])
+    assert ours.accuracy == pytest.approx(skm.accuracy_score(targs, guess))
+    assert all(str(row.category) in repr(ours) for row in ours.classes)
+
+
+@pytest.mark.parametrize('n_bins', [1, 5, 10, 33])
+def test_reliability_is_scikit_learns_curve(n_bins):
+    "Of one label, where scikit-learn draws the same; its bins hold their lower edge."
+    probs = torch.rand(500, 1, dtype=torch.float64)
+    targs = (torch.rand(500, 1) < probs).float()
+    true,mean = calibration_curve(targs[:, 0].numpy(), probs[:, 0].numpy(), n_bins=n_bins)
+    ours = calibration(probs, targs, n_bins)
+    full = [i for i, n in enumerate(ours.counts) if n]
+    np.testing.assert_allclose([ours.accuracy[i] for i in full], true)
+    np.testing.assert_allclose([ours.confidence[i] for i in full], mean)
+    assert sum(ours.counts) == 500
+
+
+@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize('true', [.3, 1., 4.])
+def test_a_temperature_is_where_the_loss_is_least(several, true):
+    z = torch.randn(3000, 3, dtype=torch.float64)
+    probs,targs = (z.sigmoid(), (torch.rand(3000, 3) < (z / true).sigmoid()).double()) if several else (
+        z.softmax(1), (z / true).softmax(1).multinomial(1)[:, 0])
+    def loss(t):
+        return (F.binary_cross_entropy_with_logits if several else F.cross_entropy)(z / t, targs).item()
+    T = fit_temperature(probs, targs)
+    assert T == pytest.approx(true, rel=.25)
+    assert all(loss(T) <= loss(T * factor) for factor in (.5, .9, .99, 1.01, 1.1, 2))
+    cooled = (z / T).sigmoid() if several else (z / T).softmax(1)
+    torch.testing.assert_close(with_temperature(probs, T, several), cooled, atol=1e-5, rtol=0)
+
+
+def test_probabilities_of_zero_and_one_stay_numbers():
+    probs = torch.tensor([[1., 0.], [0., 1.], [1., 0.], [.5, .5]])
+    assert np.isfinite(fit_temperature(probs, torch.tensor([0, 1, 1, 0])))
+    assert np.isfinite(fit_temperature(probs, torch.tensor([[1., 0.], [0., 1.], [0., 1.], [1., 0.]])))
+    assert with_temperature(probs, 2.).isfinite().all() and with_temperature(probs, 2., several=True).isfinite().all()
+
+
+def test_nothing_to_fit_is_told():
+    probs,targs = torch.tensor([[.9, .1]]), torch.tensor([0])
+    with pytest.warns(UserWarning, match='nothing to fit it to'): fit_temperature(probs, targs)
+
+
+def classifier(labels, y_block=None):
+    texts = [' '.join(words(8 + i % 9, seed=i)) for i in range(len(labels))]
+    dls = TextDataLoaders.from_texts(texts, labels, min_freq=1, bs=8, seed=0, y_block=y_block, valid_pct=.5)
+    learn = text_classifier_learner(dls, config=tiny_size)
+    learn.fit(1, 1e-2)
+    return learn, texts
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_a_calibrated_classifier_says_the_same_with_truer_probabilities(several, tmp_path):
+    g = torch.Generator().manual_seed(0)
+    names = [['ab'[int(i)]] if several else 'ab'[int(i)] for i in torch.randint(2, (60,), generator=g)]
+    learn,texts = classifier(names)
+    with torch.no_grad(): learn.model.head.layers[-1][-1].weight *= 30.                    # much too sure
+    probs,targs = learn.get_preds()
+    before = learn.calibration()
+    T = learn.calibrate()
+    now = learn.get_preds()[0]
+    torch.testing.assert_close(now, with_temperature(probs, T, several), atol=1e-4, rtol=0)
+    assert T > 1 and learn.calibration().ece < before.ece
+    assert torch.equal(now > .5, probs > .5)
+    there = load_learner(learn.export(tmp_path / 'clas'))
+    torch.testing.assert_close(there.predict(texts[0])[2], learn.predict(texts[0])[2])
+    right = ((probs > .5) == (targs > .5)).all(1) if several else probs.argmax(1) == targs
+    assert learn.class_report().accuracy == pytest.approx(right.double().mean().item())
+    assert [row.category for row in learn.class_report().classes] == ['a', 'b']
+
+
+def test_numbers_have_neither_classes_nor_probabilities():
+    learn,_ = classifier([float(i % 5) for i in range(20)], RegressionSetup)
+    for method in (learn.class_report, learn.calibration, learn.calibrate):
+        with pytest.raises(ValueError, match='a regression has neither classes nor probabilities'): method()
+
+
+def test_a_bridge_in_the_table():
+    metrics = [SklearnMetric(skm.cohen_kappa_score), SklearnMetric(skm.roc_auc_score, of='probs')]
+    learn = plain_learner(two_classes(), metrics=metrics)
+    learn.fit(2)
+    probs,targs = learn.get_preds()
+    assert learn.record[-1]['cohen_kappa_score'] == pytest.approx(skm.cohen_kappa_score(targs, probs.argmax(1)))
+    assert learn.record[-1]['roc_auc_score'] == pytest.approx(skm.roc_auc_score(targs, probs[:, 1]), abs=1e-6)
