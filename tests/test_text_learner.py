@@ -22,11 +22,12 @@ from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import (LMLearner, TextLearner, advise_preset, language_model_learner, load_learner,
     map_embedding, text_classifier_learner)
 from awdtext.training.callback import Callback
+from awdtext.training.guards import LossGuard
 from awdtext.training.metrics import Perplexity, accuracy
 from awdtext.training.optim import SGD
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
-from awdtext.training.tracking import TerminateOnNaN, TimeLeft
+from awdtext.training.tracking import TimeLeft
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 animals,places = 'cat dog cow hen owl fox'.split(),'mat log hill roof wall sea'.split()
@@ -269,7 +270,7 @@ def test_data_and_learner_must_fit():
 
 
 def test_what_makes_an_awd_lstm_is_there_by_default():
-    kinds = [RNNRegularizer, GradientClip, ScaleLRBySeqLen, NTASGD, TimeLeft, TerminateOnNaN, ProgressCallback]
+    kinds = [RNNRegularizer, GradientClip, ScaleLRBySeqLen, NTASGD, TimeLeft, LossGuard, ProgressCallback]
     learn = language_model_learner(lm_dls(), config=size)
     assert all(sum(isinstance(cb, kind) for cb in learn.cbs) == 1 for kind in kinds)
     of = {type(cb): cb for cb in learn.cbs}
@@ -279,7 +280,7 @@ def test_what_makes_an_awd_lstm_is_there_by_default():
     learn = text_classifier_learner(clas_dls(), config=size, alpha=3.)
     of = {type(cb): cb for cb in learn.cbs}
     assert of[RNNRegularizer].alpha == 3 and not {GradientClip, NTASGD, ScaleLRBySeqLen} & of.keys()
-    assert {TimeLeft, TerminateOnNaN, ProgressCallback} <= of.keys()
+    assert {TimeLeft, LossGuard, ProgressCallback} <= of.keys()
 
 
 def test_callbacks_of_ones_own():
@@ -702,9 +703,10 @@ def test_a_loss_that_is_no_number_leaves_the_weights_as_they_were(make):
 @pytest.mark.parametrize('make', [lm, clas])
 def test_a_rate_far_too_high_is_told(make):
     learn,watch = make(opt_func=SGD, alpha=0, beta=0).remove_cb(GradientClip),Watch()
+    before = {name: p.detach().clone() for name, p in learn.model.named_parameters()}
     with pytest.raises(FloatingPointError, match=r'The loss became (nan|inf) .*learning rate .*Use a lower rate'):
         learn.fit(50, 1e30, cbs=watch)
-    watch.check(learn)
+    for name, p in learn.model.named_parameters(): assert_close(p.detach(), before[name], rtol=0, atol=0)
 
 
 # How long it will take
