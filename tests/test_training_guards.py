@@ -8,7 +8,7 @@ from training_helpers import Do, assert_same, lm_data, lm_learner, plain_learner
 
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import language_model_learner, text_classifier_learner
-from awdtext.training.guards import LossGuard, LossTrend
+from awdtext.training.guards import LossGuard, LossTrend, read_again
 from awdtext.training.precision import MixedPrecision
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import ASGD
@@ -47,10 +47,37 @@ def test_a_batch_whose_loss_is_no_number_spoils_nothing():
     data = two_classes(200)
     data.train[7][0][0] = torch.nan
     learn,seen = guarded(plain_learner(data), keep=5),Seen()
-    with pytest.raises(FloatingPointError, match=r'became nan in epoch 0, batch 7 .* those before this batch'):
+    with pytest.raises(FloatingPointError, match=r'became nan in epoch 0, batch 7 .* as good as before'):
         learn.fit(1, cbs=seen)
     assert_same(snapshot(learn.model), seen.weights[7])
     assert learn.x[0].isnan().all()                       # which is there to be looked at
+
+
+def test_a_batch_that_spoils_what_batch_norm_remembers():
+    data = two_classes(200)
+    data.train[7][0][0] = torch.nan
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    learn = guarded(plain_learner(data, model=model), keep=5)
+    with pytest.raises(FloatingPointError, match='the last good ones again'): learn.fit(1)
+    assert all(v.isfinite().all() for v in learn.model.state_dict().values()) and learn.model[0].num_batches_tracked == 6
+
+
+def test_reading_again_leaves_no_trace():
+    learn = lm_learner()
+    kept = []
+    def look(learn):
+        if not learn.training: return
+        names = 'x', 'y', 'out', 'preds', 'loss', 'state'
+        before = {name: getattr(learn, name) for name in names}, torch.get_rng_state()
+        with torch.no_grad():
+            again = read_again(learn, (learn.x, learn.y))
+            alone = learn.model.eval()(learn.x)
+            kept.append((again, learn.model.loss(alone.dropped, learn.y).item()))
+            learn.model.train()
+        assert all(getattr(learn, name) is value for name, value in before[0].items())
+        assert torch.equal(before[1], torch.get_rng_state())
+    learn.fit(1, cbs=Do('after_loss', look, order=100))
+    assert len(kept) == learn.n_iter and all(a == pytest.approx(b, rel=1e-6) for a, b in kept)
 
 
 def test_an_explosion_is_ended_and_undone():
