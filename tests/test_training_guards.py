@@ -59,7 +59,8 @@ def test_a_batch_that_spoils_what_batch_norm_remembers():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     learn = guarded(plain_learner(data, model=model), keep=5)
     with pytest.raises(FloatingPointError, match='the last good ones again'): learn.fit(1)
-    assert all(v.isfinite().all() for v in learn.model.state_dict().values()) and learn.model[0].num_batches_tracked == 6
+    assert all(v.isfinite().all() for v in learn.model.state_dict().values())
+    assert learn.model[0].num_batches_tracked == 6, "the copy is of the sixth batch"
 
 
 def test_reading_again_leaves_no_trace():
