@@ -793,3 +793,20 @@ def test_other_dropouts_are_another_configuration(tmp_path):
     lm(path=tmp_path).fit(1, checkpoint=tmp_path / 'run')
     with pytest.raises(ValueError, match=r'model.modules.\d+ was .*Dropout'):
         lm(path=tmp_path, drop_mult=.5).fit(1, checkpoint=tmp_path / 'run')
+
+
+# Vocabulary of an encoder
+
+def test_an_encoder_that_knows_too_few_words_is_told(tmp_path, recwarn):
+    words = [f'w{i}' for i in range(100)]
+    def data(known):
+        "Texts of a hundred words, `known` of which the encoder knows; each occurs as often as the others."
+        docs = [[w] for w in words[:known] + [f'new{i}' for i in range(100 - known)]] * 3
+        return TextDataLoaders.from_tokens(docs, docs, labels=['a', 'b'] * 150, valid_labels=['a', 'b'] * 150, is_lm=False)
+    lm_dls = TextDataLoaders.from_tokens([words * 3], [words], bs=4, seq_len=8)
+    language_model_learner(lm_dls, config=size, path=tmp_path).save_encoder('enc')
+    for known, warned in ((100, 0), (80, 0), (79, 1), (5, 1)):
+        recwarn.clear()
+        text_classifier_learner(data(known), config=size, path=tmp_path).load_encoder('enc')
+        told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
+        assert len(told) == warned and all(f'knows {known}% of the words' in text for text in told)
