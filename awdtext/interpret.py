@@ -295,8 +295,9 @@ def integrated_gradients(
 # %% ../nbs/56_interpret.ipynb #7573f235
 def _encoded(learn, text):
     "The tokens of a text as the model reads them, and their ids, (1, n)."
-    tokens = [text.split()] if isinstance(text, str) and learn.dls.tokenizer is None else [text]
-    ids = encode_texts(tokens, learn.dls.vocab, learn.dls.tokenizer, learn.dls.backwards)[0].long()
+    cut = learn.dls.tokenizer or str.split
+    tokens = cut(text) if isinstance(text, str) else list(text)
+    ids = encode_texts([tokens], learn.dls.vocab, None, learn.dls.backwards)[0].long()
     if not len(ids): raise ValueError("The text has no tokens.")
     return learn.dls.vocab.decode(ids), ids[None].to(learn.device)
 
@@ -312,7 +313,7 @@ def _category(learn, category, out):
 
 def attribute(
     learn:TextLearner,   # A classifier
-    text:str|list[str],  # One document
+    text:str|list[str],  # One document; a list is taken as tokens
     category=None,       # The one that is asked about; the likeliest if None. In a regression of several numbers: which
     n_steps:int=64,      # Nodes of the integral
 )->ScoredTokens:         # Log-odds, or parts of the number
@@ -339,7 +340,7 @@ def _attribute(learn, text, category, n_steps):
 # %% ../nbs/56_interpret.ipynb #7a72da8e
 def surprisal(
     learn:LMLearner,     # A language model
-    text:str|list[str],  # One document
+    text:str|list[str],  # One document; a list is taken as tokens
 )->ScoredTokens:         # Nats of each token; NaN for the one that is read first
     "How much each word surprises the model, which begins with a state of zero."
     _check_lm(learn)
