@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from .core import progress
 from .data.corpus import Corpus
@@ -21,7 +22,7 @@ def shingles(
 )->tuple[np.ndarray, np.ndarray]: # Documents, and hashes of their shingles; sorted, each pair once
     "The set of shingles of each document."
     if n < 1: raise ValueError(f"n={n}: a shingle has 1 token or more.")
-    lengths,ids = corpus.lengths.numpy(), corpus.ids.numpy().astype(np.uint64) + np.uint64(1)
+    lengths,ids = corpus.lengths.numpy(), (corpus.ids.long().numpy() + 2).astype(np.uint64)
     docs,left = np.repeat(np.arange(len(lengths)), lengths), np.repeat(corpus.offsets[1:].numpy(), lengths)
     left = left - np.arange(len(ids))                                                # tokens up to the document's end
     codes = np.zeros(len(ids), np.uint64)
@@ -33,6 +34,13 @@ def shingles(
     new = np.ones(len(docs), bool)
     new[1:] = (np.diff(docs) > 0) | (codes[1:] != codes[:-1])
     return docs[new], codes[new]
+
+
+def _with_unknown(corpus, n, unk_idx):
+    "Hashes of the shingles that hold an unknown word: those that change when that word does."
+    if unk_idx is None: return np.empty(0, np.uint64)
+    other = Corpus(torch.where(corpus.ids == unk_idx, -1, corpus.ids), corpus.offsets)
+    return np.setdiff1d(shingles(corpus, n)[1], shingles(other, n)[1])
 
 
 def _mix(x):
@@ -84,15 +92,19 @@ def _candidates(docs, codes, there):
 
 
 def jaccard(
-    a:np.ndarray, # Hashes of one set, each once
-    b:np.ndarray, # and of another
-)->float:         # Between 0 and 1
-    "What two sets have in common, of all they have."
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / (len(a) + len(b) - common)
+    a:np.ndarray,             # Hashes of one set, each once
+    b:np.ndarray,             # and of another
+    doubtful:np.ndarray=(),   # Those of shingles with an unknown word, sorted
+    n_certain:int=10,         # Common shingles without one that are enough
+)->float:                     # Between 0 and 1
+    "What two sets have in common, of all they have; 0 if what they have in common is doubtful."
+    common = np.intersect1d(a, b, assume_unique=True)
+    n_doubtful = np.isin(common, doubtful).sum()
+    if n_doubtful and len(common) - n_doubtful < n_certain: return 0.
+    return len(common) / (len(a) + len(b) - len(common))
 
 
-def _best_partners(train, valid, threshold):
+def _best_partners(train, valid, threshold, doubtful):
     "For each document of `valid`, the one of `train` that is most like it, and how much."
     every = np.unique(np.concatenate([*train.values(), *valid.values()]), return_counts=True)
     here,there = (_rarest_first(sets, every) for sets in (valid, train))
@@ -104,7 +116,7 @@ def _best_partners(train, valid, threshold):
         *rows,ks = _prefixes({i: here[i] for i in chunk}, threshold)
         for i, j, shared in _candidates(*rows, (docs, codes)):
             if shared < min(ks[i], train_ks[j]): continue
-            best[i] = max(best.get(i, (0., 0)), (jaccard(valid[i], train[j]), -j))
+            best[i] = max(best.get(i, (0., 0)), (jaccard(valid[i], train[j], doubtful), -j))
     return {i: (-j, alike) for i, (alike, j) in best.items() if alike >= threshold}
 
 # %% ../nbs/52_duplicates.ipynb #fb7a14fc
@@ -120,6 +132,7 @@ def near_duplicates(
     valid:Corpus,        # The validation part
     threshold:float=.8,  # How alike documents must be, above 0 and at most 1
     n:int=3,             # Tokens of a shingle
+    unk_idx:int|None=None, # Id of the unknown word, `dls.vocab.unk_idx`; None: it is a word like others
 )->list[Duplicate]:      # One for each document of `valid` that has a partner; the most alike first
     "The documents of `valid` that are in `train` too, each with the one it is most like."
     if not 0 < threshold <= 1: raise ValueError(f"threshold={threshold}: use a share above 0, up to 1 for equal ones.")
@@ -127,6 +140,7 @@ def near_duplicates(
     groups = [_unique_sets(sets) for sets in parts]
     if not all(parts): return []
     ours,theirs = ({group[0]: sets[group[0]] for group in by_set} for sets, by_set in zip(parts, groups))
-    best,members = _best_partners(ours, theirs, threshold), {group[0]: group for group in groups[1]}
+    doubtful = np.unique(np.concatenate([_with_unknown(corpus, n, unk_idx) for corpus in (train, valid)]))
+    best,members = _best_partners(ours, theirs, threshold, doubtful), {group[0]: group for group in groups[1]}
     found = [Duplicate(j, i, alike) for first, (j, alike) in best.items() for i in members[first]]
     return sorted(found, key=lambda d: (-d.similarity, d.valid))

@@ -427,7 +427,7 @@ def leaks(
     "Validation documents that stand in the training part, word for word or nearly so."
     if dls.train is None or dls.valid is None: raise ValueError("Leaks are between a training and a validation part.")
     parts = dls.train.corpus, dls.valid.corpus
-    found = near_duplicates(*parts, threshold)
+    found = near_duplicates(*parts, threshold, unk_idx=dls.vocab.unk_idx)
     rows = [{'valid': document_text(parts[1], d.valid, dls), 'train': document_text(parts[0], d.train, dls),
              'similarity': d.similarity, 'number': d.valid, 'train number': d.train} for d in found[:k]]
     return Table(rows, f'{len(found):,} of {len(parts[1]):,} validation documents are in the training part', width=40)

@@ -100,7 +100,8 @@ def peak_memory(
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
-def _megabytes(n): return f'{n / 1e9:.1f} GB' if n >= 1e9 else f'{n / 1e6:.0f} MB'
+def _bytes(n): return f'{n / 1e9:.1f} GB' if n >= 1e9 else f'{n / 1e6:.1f} MB'
+def _duration(seconds): return format_hours(seconds) if seconds >= 60 else f'{seconds:.0f} s'
 
 
 def _cost_lines(learn, n_epoch, n_batches):
@@ -108,10 +109,10 @@ def _cost_lines(learn, n_epoch, n_batches):
     learn._rehearse(pace, n_batches + 1, 'steps')
     n,peak = sum(p.numel() * p.element_size() for p in learn.model.parameters()), peak_memory(learn.device)
     where = 'GPU' if learn.device.type == 'cuda' else 'process'
-    hours,speed = format_hours(seconds_of(learn, pace, n_epoch)), pace.tokens / pace.seconds
-    yield 'time', f'about {hours} for {n_epoch} epoch(s), at {speed:,.0f} tokens a second'
-    yield 'memory', (f'{_megabytes(n)} of weights; as much for gradients, for each moment of the optimiser, and for a copy'
-                     + (f'; the peak of the {where} was {_megabytes(peak)}' if peak else ''))
+    duration,speed = _duration(seconds_of(learn, pace, n_epoch)), pace.tokens / pace.seconds
+    yield 'time', f'about {duration} for {n_epoch} epoch(s), at {speed:,.0f} tokens a second'
+    yield 'memory', (f'{_bytes(n)} of weights; as much for gradients, for each moment of the optimiser, and for a copy'
+                     + (f'; the peak of the {where} was {_bytes(peak)}' if peak else ''))
 
 # %% ../nbs/57_report.ipynb #7a91ab56
 def _data_lines(dls):
@@ -150,7 +151,7 @@ def training_report(
     n_epoch,dls = positive_int(n_epoch, 'n_epoch'), learn.dls
     if dls.train is None or dls.valid is None: raise ValueError("The report needs a training and a validation part.")
     labels,warned = ([], []) if dls.is_lm else _label_lines(dls)
-    duplicates = near_duplicates(dls.train.corpus, dls.valid.corpus, threshold)
+    duplicates = near_duplicates(dls.train.corpus, dls.valid.corpus, threshold, unk_idx=dls.vocab.unk_idx)
     leak = f'{len(duplicates):,} of {len(dls.valid.corpus):,} validation documents'
     lines = [*_data_lines(dls), *labels, ('leaks', f'{leak} are in the training part, or nearly so'), *_cost_lines(learn, n_epoch, n_batches)]
     text = [f'{name:<10} {value}' for name, value in lines]
@@ -163,7 +164,7 @@ _INK = '#123456'  # stands for the colour of the page's text until the drawing i
 def svg(
     draw,             # Function of matplotlib axes
     height:float=3.2, # Inches
-    width:float=7.,   # Inches
+    width:float=9.,   # Inches
 )->str:               # An `<svg>` element without background, in the colour of the text around it
     "What `draw` draws, for a page."
     from matplotlib import rc_context
@@ -175,7 +176,9 @@ def svg(
         figure,out = Figure(figsize=(width, height), layout='constrained'), StringIO()
         axes = figure.subplots()
         draw(axes)
-        for line in axes.lines: line.set_rasterized(len(line.get_xdata()) > 3000)
+        for line in axes.lines:
+            line.set_rasterized(len(line.get_xdata()) > 3000)
+            line.set_alpha(max(line.get_alpha() or 1., .45))                             # faint is nothing on black
         figure.savefig(out, format='svg', transparent=True, dpi=150)
     text = out.getvalue()
     return text[text.index('<svg'):].replace(_INK, 'currentColor')
@@ -185,7 +188,7 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8882; --bad: #d62728 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
-.soft { opacity: .75; margin-top: 0 } .scroll { overflow-x: auto } .cards { display: flex; flex-wrap: wrap; gap: .8rem }
+.soft { opacity: .75; margin-top: 0 } .scroll { overflow-x: auto; margin: .8rem 0 } .cards { display: flex; flex-wrap: wrap; gap: .8rem }
 .card { background: var(--soft); border-radius: .5rem; padding: .5rem 1rem } .card b { display: block; font-size: 1.3rem }
 table { border-collapse: collapse; font-size: .9rem } th, td { padding: .25rem .7rem; vertical-align: top }
 tr + tr > * { border-top: 1px solid var(--line) } td { font-variant-numeric: tabular-nums }
@@ -205,7 +208,7 @@ def _cards(learn):
     "The most important figures of the last epoch, and what it took."
     last = {k: v for k, v in learn.record[-1].items() if k not in ('epoch', 'stage', 'time') and not k.endswith('/s')}
     cards = {**{k: f'{v:.4g}' for k, v in last.items()}, 'epochs': str(len(learn.record)),
-             'time': format_hours(sum(line['time'] for line in learn.record))}
+             'time': _duration(sum(line['time'] for line in learn.record))}
     shown = ''.join(f'<div class="card">{escape(k)}<b>{escape(v)}</b></div>' for k, v in cards.items())
     return f'<div class="cards">{shown}</div>'
 

@@ -47,7 +47,18 @@ def test_ten_thousand_copies_are_one_document():
     assert len(found) == 10_000 and {d.train for d in found} == {0}
 
 
-def test_unknown_words_count_as_one_word():
-    corpus,_ = make_corpus([['a', 'b', 'zebra', 'c'], ['a', 'b', 'yak', 'c']], min_freq=2, max_vocab=None,
-                           special_toks=['xxunk'])
-    assert near_duplicates(corpus.select([0]), corpus.select([1]))[0].similarity == 1
+@pytest.mark.parametrize('n_known', [3, 9, 11, 12, 13, 30])
+def test_alike_by_unknown_words_needs_ten_certain_shingles(n_known):
+    known = [f'w{i}' for i in range(n_known)]
+    corpus,vocab = make_corpus([[*known, 'zebra'], [*known, 'yak']], min_freq=2, special_toks=['xxunk'])
+    parts = corpus.select([0]), corpus.select([1])
+    assert near_duplicates(*parts)[0].similarity == 1, "as any other word"
+    found = near_duplicates(*parts, unk_idx=vocab.unk_idx)
+    assert len(found) == (n_known - 2 >= 10)
+
+
+def test_where_no_unknown_word_is_shared_nothing_changes():
+    train,valid = texts(100, random.Random(3), [f'w{i}' for i in range(50)])
+    corpora,vocab = make_corpus([*train, ['zebra']], min_freq=1, special_toks=['xxunk'])
+    found = [near_duplicates(corpora, make_corpus(valid, vocab)[0], .3, unk_idx=i) for i in (None, vocab.unk_idx)]
+    assert found[0] == found[1] == slow([*train, ['zebra']], valid, .3)
