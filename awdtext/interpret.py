@@ -114,7 +114,7 @@ def document_text(
     tokens = dls.vocab.decode(corpus[i])
     return ' '.join(tokens[::-1] if dls.backwards else tokens)
 
-
+# %% ../nbs/56_interpret.ipynb #6630b7a6
 class ClassificationInterpretation:
     "What a classifier says of a part of the data, beside what is true."
     def __init__(self,

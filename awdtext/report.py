@@ -20,7 +20,7 @@ from .data.batches import Categorize, MultiCategorize
 from .data.dataloaders import TextDataLoaders, label_text
 from .data.stream import positive_int
 from .duplicates import near_duplicates
-from .interpret import ClassificationInterpretation, Table, attribute, document_text, surprisal
+from .interpret import ClassificationInterpretation, Table, attribute, surprisal
 from .text_learner import LMLearner, TextLearner
 from .training.callback import Callback, CancelFitException
 from .training.tracking import Recorder, format_hours
@@ -55,7 +55,7 @@ def _few(names, n=5): return ', '.join(map(repr, names[:n])) + (f' and {len(name
 def _label_warnings(train, valid):
     alone,unseen = [k for k in train if train[k] < 2], [k for k in train if not valid[k]]
     most,least = max(train.values()), max(min(train.values()), 1)
-    if alone: yield f'{_few(alone)}: a single training document or none, from which nothing is learned. Merge or drop it.'
+    if alone: yield f'{_few(alone)}: a single training document or none. Nothing is learned of it: merge or drop it.'
     if unseen: yield f'{_few(unseen)}: no validation document, so the figures do not tell how well it is known.'
     if most > 10 * least: yield f'The largest category has {most / least:.0f} times the documents of the smallest.'
 
@@ -153,7 +153,8 @@ def training_report(
     labels,warned = ([], []) if dls.is_lm else _label_lines(dls)
     duplicates = near_duplicates(dls.train.corpus, dls.valid.corpus, threshold, unk_idx=dls.vocab.unk_idx)
     leak = f'{len(duplicates):,} of {len(dls.valid.corpus):,} validation documents'
-    lines = [*_data_lines(dls), *labels, ('leaks', f'{leak} are in the training part, or nearly so'), *_cost_lines(learn, n_epoch, n_batches)]
+    lines = [*_data_lines(dls), *labels, ('leaks', f'{leak} are in the training part, or nearly so'),
+             *_cost_lines(learn, n_epoch, n_batches)]
     text = [f'{name:<10} {value}' for name, value in lines]
     return Report('\n'.join(text + [f'! {line}' for line in (*_data_warnings(dls, duplicates), *warned)]))
 
@@ -187,12 +188,16 @@ def svg(
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8882; --bad: #d62728 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
-.soft { opacity: .75; margin-top: 0 } .scroll { overflow-x: auto; margin: .8rem 0 } .cards { display: flex; flex-wrap: wrap; gap: .8rem }
-.card { background: var(--soft); border-radius: .5rem; padding: .5rem 1rem } .card b { display: block; font-size: 1.3rem }
+h1 { font-size: 1.6rem; margin-bottom: .2rem }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
+.soft { opacity: .75; margin-top: 0 } .scroll { overflow-x: auto; margin: .8rem 0 }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem }
+.card { background: var(--soft); border-radius: .5rem; padding: .5rem 1rem }
+.card b { display: block; font-size: 1.3rem }
 table { border-collapse: collapse; font-size: .9rem } th, td { padding: .25rem .7rem; vertical-align: top }
 tr + tr > * { border-top: 1px solid var(--line) } td { font-variant-numeric: tabular-nums }
-svg { max-width: 100%; height: auto } pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-radius: .5rem }
+svg { max-width: 100%; height: auto }
+pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-radius: .5rem }
 """
 
 
@@ -251,12 +256,12 @@ def _recipe(learn):
     kind = 'language model' if isinstance(learn, LMLearner) else 'classifier'
     sizes = {k: v for k, v in asdict(learn.config).items() if v is not None}
     rates = f'{min(rec.lrs):.3g} to {max(rec.lrs):.3g}' if rec.lrs else ''
-    cbs = ', '.join(type(cb).__name__ for cb in learn.cbs)
+    cbs,opt = ', '.join(type(cb).__name__ for cb in learn.cbs), getattr(learn.opt_func, '__name__', learn.opt_func)
     own = {'model': f'{kind}, {sum(p.numel() for p in learn.model.parameters()):,} parameters',
            'configuration': ', '.join(f'{k} {v}' for k, v in sizes.items()),
            'data': dls.summary(), 'batches': f'{dls.bs} rows, windows of {dls.seq_len} tokens, seed {dls.train.seed}',
            'categories': ', '.join(map(label_text, dls.categories or [])),
-           'optimiser': f'{getattr(learn.opt_func, "__name__", learn.opt_func)}, rates {rates}, {len(rec.losses):,} steps',
+           'optimiser': f'{opt}, rates {rates}, {len(rec.losses):,} steps',
            'callbacks': cbs, 'precision': f'{learn.precision.name} on {learn.device.type}',
            'versions': f'awdtext {__version__}, torch {torch.__version__}, python {sys.version.split()[0]}'}
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td>{escape(v)}</td></tr>' for k, v in own.items() if v)

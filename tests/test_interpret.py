@@ -116,7 +116,8 @@ def test_attributions_of_other_tasks_and_of_averages():
 def test_more_nodes_leave_no_gap():
     x = torch.randn(6, 3, dtype=torch.float64)
     f = lambda at: at.tanh().prod(1).sum(1) + at.sum((1, 2)).sigmoid()
-    assert integrated_gradients(f, x, 64, 5).sum().item() == pytest.approx((f(x[None]) - f(0 * x[None])).item(), abs=1e-9)
+    change = (f(x[None]) - f(0 * x[None])).item()
+    assert integrated_gradients(f, x, 64, 5).sum().item() == pytest.approx(change, abs=1e-9)
 
 
 def test_figures_are_those_of_scikit_learn():
@@ -195,7 +196,8 @@ def test_neighbours_are_the_nearest():
     slow = {w: cosine(w) for w in vocab.itos if w != 'good'}
     nearest = sorted(slow, key=slow.get, reverse=True)[:4]
     found = embedding_neighbours(learn, 'good', 4)
-    assert [row['word'] for row in found] == nearest and len(embedding_neighbours(learn, 'good', 1000)) == len(vocab) - 1
+    assert [row['word'] for row in found] == nearest
+    assert len(embedding_neighbours(learn, 'good', 1000)) == len(vocab) - 1
     with pytest.raises(ValueError, match="'Good' is not in the vocabulary of .* try 'good'"):
         embedding_neighbours(learn, 'Good')
 

@@ -19,7 +19,8 @@ labels = ['pos' if 'good' in film else 'neg' for film in films]
 
 
 def clas_dls(labels=labels, valid=('a very good film', 'another bad one indeed'), valid_labels=('pos', 'neg'), **how):
-    return TextDataLoaders.from_texts(films, labels, valid=valid, valid_labels=valid_labels, bs=4, min_freq=1, seed=0, **how)
+    return TextDataLoaders.from_texts(films, labels, valid=valid, valid_labels=valid_labels, bs=4, min_freq=1, seed=0,
+                                      **how)
 
 
 def clas(dls, **how): return text_classifier_learner(dls, config=tiny_size, **how).remove_cb(ProgressCallback)
@@ -30,29 +31,37 @@ def lm(**how):
     return language_model_learner(dls, config=tiny_size, **how).remove_cb(ProgressCallback)
 
 
-def lines(report): return dict(re.split(r'\s+', line, maxsplit=1) for line in report.splitlines() if line[0] not in '! ')
+def lines(report):
+    "Name -> what is said of it."
+    return dict(re.split(r'\s+', line, maxsplit=1) for line in report.splitlines() if line[0] not in '! ')
+
+
 def warned(report): return [line for line in report.splitlines() if line.startswith('! ')]
 
 
 def test_what_is_counted():
     dls = clas_dls()
     said = lines(training_report(clas(dls)))
-    counts = [sum(map(len, map(dls.tokenizer, texts))) for texts in (films, ('a very good film', 'another bad one indeed'))]
+    valid = 'a very good film', 'another bad one indeed'
+    counts = [sum(len(dls.tokenizer(text)) for text in texts) for texts in (films, valid)]
     assert said['documents'] == '20 training, 2 validation'
     assert said['tokens'] == f'{counts[0]} training, {counts[1]} validation'
     assert said['longest'] == f'{max(len(dls.tokenizer(film)) for film in films)} tokens'
     n_unknown = sum(word not in dls.vocab for word in 'a very good film another bad one indeed'.split())
     assert f'0.0% of training tokens, {n_unknown / counts[1]:.1%} of validation tokens' in said['unknown']
     assert Counter(said['labels'].split(', ')) == Counter(['pos 10 (50%)', 'neg 10 (50%)'])
-    assert said['leaks'].startswith('0 of 2 ') and ' s for 1 epoch' in said['time'] and 'MB of weights' in said['memory']
+    assert said['leaks'].startswith('0 of 2 ')
+    assert ' s for 1 epoch' in said['time'] and 'MB of weights' in said['memory']
 
 
 def test_what_is_wrong_is_told():
     few = [*labels[:-1], 'odd']
-    report = training_report(clas(clas_dls(few, valid=[films[0], 'zebra yak gnu', ''], valid_labels=['pos', 'neg', 'neg'])))
+    dls = clas_dls(few, valid=[films[0], 'zebra yak gnu', ''], valid_labels=['pos', 'neg', 'neg'])
+    report = training_report(clas(dls))
     told = ' '.join(warned(report))
-    for text in ('1 validation document(s) have no word', 'of the validation tokens are unknown', '1 validation documents are',
-                 "'odd': a single training document", "'odd': no validation document"): assert text in told
+    for text in ('1 validation document(s) have no word', 'of the validation tokens are unknown',
+                 '1 validation documents are', "'odd': a single training document", "'odd': no validation"):
+        assert text in told
     good = ['pos'] * 19 + ['neg']
     assert 'largest category has 19 times' in ' '.join(warned(training_report(clas(clas_dls(good)))))
     assert len(warned(report)) == 5
@@ -70,11 +79,12 @@ def test_a_report_of_other_tasks():
 def test_a_report_leaves_no_trace(make):
     learn = make()
     learn.fit(1, 1e-2)
-    before = snapshot(learn.model), torch.get_rng_state(), learn.dls.train.epoch, list(learn.record), len(learn.recorder.losses)
+    rec = learn.recorder
+    before = snapshot(learn.model), torch.get_rng_state(), learn.dls.train.epoch, list(learn.record), list(rec.losses)
     training_report(learn, n_epoch=3)
     assert_same(snapshot(learn.model), before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
-    assert (learn.dls.train.epoch, learn.record, len(learn.recorder.losses)) == before[2:]
+    assert (learn.dls.train.epoch, learn.record, rec.losses) == before[2:]
 
 
 def test_time_is_counted_per_token(monkeypatch):
@@ -100,7 +110,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
-        self.fetches += [v for k, v in attrs if k in ('src', 'href', 'xlink:href', 'srcset') and not v.startswith(('#', 'data:'))]
+        links = [v for k, v in attrs if k in ('src', 'href', 'xlink:href', 'srcset')]
+        self.fetches += [link for link in links if not link.startswith(('#', 'data:'))]
         if tag not in self.void: self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -117,7 +128,8 @@ def test_the_page_is_whole_and_fetches_nothing(make, tmp_path):
     learn.fit(2, 1e-2, cbs=HTMLReport('out/run.html', title='<script>alert(1)</script>', card='rates & more'))
     text = (tmp_path / 'out/run.html').read_text(encoding='utf-8')
     page = Page(text)
-    assert page.open == [] and page.fetches == [] and page.tags['script'] == 0 and '@import' not in text and 'url(http' not in text
+    assert page.open == [] and page.fetches == [] and page.tags['script'] == 0
+    assert '@import' not in text and 'url(http' not in text
     assert page.tags['svg'] >= 2 and 'rates & more' in page.text
     for line in learn.record: assert f"{line['valid_loss']:.4g}" in page.text
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['run.html']

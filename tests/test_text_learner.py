@@ -802,7 +802,8 @@ def test_an_encoder_that_knows_too_few_words_is_told(tmp_path, recwarn):
     def data(known):
         "Texts of a hundred words, `known` of which the encoder knows; each occurs as often as the others."
         docs = [[w] for w in words[:known] + [f'new{i}' for i in range(100 - known)]] * 3
-        return TextDataLoaders.from_tokens(docs, docs, labels=['a', 'b'] * 150, valid_labels=['a', 'b'] * 150, is_lm=False)
+        labels = ['a', 'b'] * 150
+        return TextDataLoaders.from_tokens(docs, docs, labels=labels, valid_labels=labels, is_lm=False)
     lm_dls = TextDataLoaders.from_tokens([words * 3], [words], bs=4, seq_len=8)
     language_model_learner(lm_dls, config=size, path=tmp_path).save_encoder('enc')
     for known, warned in ((100, 0), (80, 0), (79, 1), (5, 1)):
