@@ -197,7 +197,7 @@ class ClassificationInterpretation:
     )->Table:              # Columns `text, target, predicted, probability, loss, number`
         "What `plot_top_losses` shows."
         losses,idxs = self.top_losses(k, largest)
-        return Table([self._row(*pair) for pair in zip(losses.tolist(), idxs.tolist())], 'Top losses')
+        return Table([_loss_row(self, *pair) for pair in zip(losses.tolist(), idxs.tolist())], 'Top losses')
 
     def intrinsic_attention(self,
         text:str|list[str],       # One document
@@ -211,16 +211,18 @@ class ClassificationInterpretation:
         if isinstance(self.labeler, MultiCategorize): return self.targets > .5
         raise ValueError("A report counts categories, and this is a regression: see top_losses.")
 
-    def _row(self, loss, i):
-        text,said = document_text(self.dl.corpus, i, self.learn.dls), _decided(self.probs[i:i + 1], self.labeler)[0]
-        own = {'loss': loss, 'number': i}
-        if self.vocab is None:
-            return {'text': text, 'target': self.targets[i].tolist(), 'predicted': said.squeeze().tolist(), **own}
-        names = lambda row: '; '.join(label_text(name) for name, has in zip(self.vocab, row.tolist()) if has)
-        return {'text': text, 'target': names(self._truth()[i]), 'predicted': names(said),
-                'probability': self.probs[i][said].prod().item(), **own}
-
 # %% ../nbs/56_interpret.ipynb #811976d7
+def _loss_row(interp, loss, i):
+    "What there is to tell of one document."
+    text,said = document_text(interp.dl.corpus, i, interp.learn.dls), _decided(interp.probs[i:i + 1], interp.labeler)[0]
+    own = {'loss': loss, 'number': i}
+    if interp.vocab is None:
+        return {'text': text, 'target': interp.targets[i].tolist(), 'predicted': said.squeeze().tolist(), **own}
+    names = lambda row: '; '.join(label_text(name) for name, has in zip(interp.vocab, row.tolist()) if has)
+    return {'text': text, 'target': names(interp._truth()[i]), 'predicted': names(said),
+            'probability': interp.probs[i][said].prod().item(), **own}
+
+
 def _report(said, truth, names):
     "Precision, recall, F1 and support of each column of two boolean matrices, and their means."
     right,n_said,n_true = ((a & b).sum(0).double() for a, b in ((said, truth), (said, said), (truth, truth)))
