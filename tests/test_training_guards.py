@@ -47,7 +47,7 @@ def test_a_batch_whose_loss_is_no_number_spoils_nothing():
     data = two_classes(200)
     data.train[7][0][0] = torch.nan
     learn,seen = guarded(plain_learner(data), keep=5),Seen()
-    with pytest.raises(FloatingPointError, match=r'became nan in epoch 0, batch 7 .* as good as before'):
+    with pytest.raises(FloatingPointError, match=r'became nan in epoch 0, batch 7 .* those before this batch'):
         learn.fit(1, cbs=seen)
     assert_same(snapshot(learn.model), seen.weights[7])
     assert learn.x[0].isnan().all()                       # which is there to be looked at

@@ -140,8 +140,9 @@ class LossGuard(TerminateOnNaN):
     def _end(self, learn, i, what):
         intact,at_hand = self._intact(learn), i == learn.iter
         if not intact and self.kept: put_back(learn, self.kept)
-        weights = ("as good as before" if intact else "the last good ones again" if self.kept else
-                   "spoilt: load those you saved last")
+        good = "those before this batch" if at_hand else "still good"
+        weights = (good if intact else "the last good ones again" if self.kept else
+                   "no numbers either: load those you saved last")
         look = ", and look at this batch (learn.x, learn.y)" if at_hand else ''
         where = _place(learn, i, at_hand)
         raise FloatingPointError(f"{what} in {where}. The weights are {weights}. Use a lower rate{look}.")
