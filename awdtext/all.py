@@ -20,6 +20,9 @@ from .data.stream import LMDataLoader, RandomBPTT, unigram_perplexity
 from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
     CharTokenizer, SpacyTokenizer, Tokenizer, default_post_rules, default_rules, detokenize, special_tokens)
 from .data.vocab import Vocab, make_vocab, match_vocab
+from .duplicates import near_duplicates
+from awdtext.interpret import (ClassificationInterpretation, attribute, embedding_neighbours, leaks, most_surprising,
+    surprisal)
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import LMScore, evaluate_lm, plot_grid
 from .lm.generate import Generated, Law, beam_search, generate, generate_batch
@@ -35,6 +38,7 @@ from .models.gru import GRU, WeightDropGRU
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
 from .models.qrnn import QRNN, WeightDropQRNN
+from .report import HTMLReport, training_report, write_report
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
 
 # %% ../nbs/59_all.ipynb #3149a8f4
@@ -43,8 +47,10 @@ from .training.bridge import SklearnMetric
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
 from .training.judge import calibration, class_report, fit_temperature
+from .training.guards import LossGuard
 from .training.learner import Learner
-from .training.loggers import CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback
+from awdtext.training.loggers import (CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback, WandB,
+    WandbCallback)
 from .training.losses import activation_reg, temporal_activation_reg
 from .training.metrics import (AvgMetric, BalancedAccuracy, BitsPerChar, F1Score, F1ScoreMulti, FBeta,
     MatthewsCorrCoef, Metric, Perplexity, Precision, PrecisionMulti, R2Score, Recall, RecallMulti, RocAuc, RocAucBinary,

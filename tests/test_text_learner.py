@@ -22,11 +22,12 @@ from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import (LMLearner, TextLearner, advise_preset, language_model_learner, load_learner,
     map_embedding, text_classifier_learner)
 from awdtext.training.callback import Callback
+from awdtext.training.guards import LossGuard
 from awdtext.training.metrics import Perplexity, accuracy
 from awdtext.training.optim import SGD
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
-from awdtext.training.tracking import TerminateOnNaN, TimeLeft
+from awdtext.training.tracking import TimeLeft
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 animals,places = 'cat dog cow hen owl fox'.split(),'mat log hill roof wall sea'.split()
@@ -269,7 +270,7 @@ def test_data_and_learner_must_fit():
 
 
 def test_what_makes_an_awd_lstm_is_there_by_default():
-    kinds = [RNNRegularizer, GradientClip, ScaleLRBySeqLen, NTASGD, TimeLeft, TerminateOnNaN, ProgressCallback]
+    kinds = [RNNRegularizer, GradientClip, ScaleLRBySeqLen, NTASGD, TimeLeft, LossGuard, ProgressCallback]
     learn = language_model_learner(lm_dls(), config=size)
     assert all(sum(isinstance(cb, kind) for cb in learn.cbs) == 1 for kind in kinds)
     of = {type(cb): cb for cb in learn.cbs}
@@ -279,7 +280,7 @@ def test_what_makes_an_awd_lstm_is_there_by_default():
     learn = text_classifier_learner(clas_dls(), config=size, alpha=3.)
     of = {type(cb): cb for cb in learn.cbs}
     assert of[RNNRegularizer].alpha == 3 and not {GradientClip, NTASGD, ScaleLRBySeqLen} & of.keys()
-    assert {TimeLeft, TerminateOnNaN, ProgressCallback} <= of.keys()
+    assert {TimeLeft, LossGuard, ProgressCallback} <= of.keys()
 
 
 def test_callbacks_of_ones_own():
@@ -702,9 +703,10 @@ def test_a_loss_that_is_no_number_leaves_the_weights_as_they_were(make):
 @pytest.mark.parametrize('make', [lm, clas])
 def test_a_rate_far_too_high_is_told(make):
     learn,watch = make(opt_func=SGD, alpha=0, beta=0).remove_cb(GradientClip),Watch()
+    before = {name: p.detach().clone() for name, p in learn.model.named_parameters()}
     with pytest.raises(FloatingPointError, match=r'The loss became (nan|inf) .*learning rate .*Use a lower rate'):
         learn.fit(50, 1e30, cbs=watch)
-    watch.check(learn)
+    for name, p in learn.model.named_parameters(): assert_close(p.detach(), before[name], rtol=0, atol=0)
 
 
 # How long it will take
@@ -791,3 +793,21 @@ def test_other_dropouts_are_another_configuration(tmp_path):
     lm(path=tmp_path).fit(1, checkpoint=tmp_path / 'run')
     with pytest.raises(ValueError, match=r'model.modules.\d+ was .*Dropout'):
         lm(path=tmp_path, drop_mult=.5).fit(1, checkpoint=tmp_path / 'run')
+
+
+# Vocabulary of an encoder
+
+def test_an_encoder_that_knows_too_few_words_is_told(tmp_path, recwarn):
+    words = [f'w{i}' for i in range(100)]
+    def data(known):
+        "Texts of a hundred words, `known` of which the encoder knows; each occurs as often as the others."
+        docs = [[w] for w in words[:known] + [f'new{i}' for i in range(100 - known)]] * 3
+        labels = ['a', 'b'] * 150
+        return TextDataLoaders.from_tokens(docs, docs, labels=labels, valid_labels=labels, is_lm=False)
+    lm_dls = TextDataLoaders.from_tokens([words * 3], [words], bs=4, seq_len=8)
+    language_model_learner(lm_dls, config=size, path=tmp_path).save_encoder('enc')
+    for known, warned in ((100, 0), (80, 0), (79, 1), (5, 1)):
+        recwarn.clear()
+        text_classifier_learner(data(known), config=size, path=tmp_path).load_encoder('enc')
+        told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
+        assert len(told) == warned and all(f'knows {known}% of the words' in text for text in told)

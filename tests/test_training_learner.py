@@ -61,7 +61,7 @@ def test_callbacks_run_by_order_and_equals_as_they_were_added():
 def test_the_projects_own_orders():
     learn = lm_learner(averaging=NTASGD())
     order = {type(cb).__name__: cb.order for cb in [*learn.cbs, ProgressCallback(), ParamScheduler({})]}
-    pairs = [('Recorder', 'ProgressCallback'), ('ProgressCallback', 'NTASGD'), ('RNNRegularizer', 'TerminateOnNaN'),
+    pairs = [('Recorder', 'ProgressCallback'), ('ProgressCallback', 'NTASGD'), ('RNNRegularizer', 'LossGuard'),
              ('ParamScheduler', 'ScaleLRBySeqLen')]
     for first, then in pairs: assert order[first] < order[then]
 

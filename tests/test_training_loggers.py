@@ -1,13 +1,17 @@
 "The record as others read it: pandas, TensorBoard's own reader, a notebook that is looked at through its messages."
 import builtins
+import json
 import math
+import struct
+import sys
+import time
 
 import pandas as pd
 import pytest
 from training_helpers import Do, lm_learner, plain_learner, two_classes
 
 from awdtext.training import loggers
-from awdtext.training.loggers import CSVLogger, ShowGraph, TensorBoard
+from awdtext.training.loggers import CSVLogger, ShowGraph, TensorBoard, WandB
 from awdtext.training.metrics import accuracy
 from awdtext.training.monitors import EarlyStopping, SaveModel
 
@@ -206,3 +210,54 @@ def test_they_stay_out_of_the_range_test(tmp_path):
 
 def test_fastais_names():
     assert loggers.TensorBoardCallback is TensorBoard and loggers.ShowGraphCallback is ShowGraph
+
+
+# Weights & Biases: the package itself, where it is installed
+
+def wandb_records(data):
+    "The records of a `.wandb` file: after seven bytes LevelDB's log format, pieces of records in blocks of 32 KiB."
+    record,place = b'', 7
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7: place += left
+        else:
+            length,kind = struct.unpack_from('<HB', data, place + 4)
+            record,place = record + data[place + 7:place + 7 + length], place + 7 + length
+            if kind in (1, 4):                                    # whole, or the last piece
+                yield record
+                record = b''
+
+
+def read_wandb(folder):
+    "Step -> values, of each offline run in `folder`."
+    from wandb.proto.wandb_internal_pb2 import Record
+    runs = []
+    for file in sorted(folder.glob('wandb/offline-run-*/run-*.wandb')):
+        histories = [record.history for data in wandb_records(file.read_bytes()) if
+                     (record := Record.FromString(data)).HasField('history')]
+        rows = [{i.key or '/'.join(i.nested_key): json.loads(i.value_json) for i in h.item} for h in histories]
+        runs.append({row['_step']: row for row in rows})
+    return runs
+
+
+def test_wandb_offline_holds_every_step_and_the_record(tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    for name in ('WANDB_API_KEY', 'WANDB_MODE'): monkeypatch.delenv(name, raising=False)
+    learn = plain_learner(two_classes(), path=tmp_path)
+    cb = WandB(every=3)
+    learn.fit(2, cbs=cb)
+    for _ in range(100):                                  # another process writes the file
+        (run,) = read_wandb(tmp_path)
+        if 16 in run: break
+        time.sleep(.1)
+    losses = [run[i + 1]['step/loss'] for i in range(16)]
+    assert losses == pytest.approx(learn.recorder.losses)
+    for step, line in zip((8, 16), learn.record): assert run[step]['valid_loss'] == pytest.approx(line['valid_loss'])
+    assert cb.run is None and f'-{cb.id}' in next(tmp_path.glob('wandb/offline-run-*')).name
+
+
+def test_without_wandb_it_is_said_before_training_begins(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    learn = plain_learner(two_classes())
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'awdtext\[wandb\]'"): learn.fit(1, cbs=WandB())
+    assert learn.record == [] and learn.recorder.losses == []

@@ -23,6 +23,7 @@ from ..data.stream import positive_int
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
 from .checkpoint import check_weights, load_opt_state, opt_state, read_bundle, write_bundle
+from .guards import LossGuard
 from .losses import Loss, cross_entropy_loss
 from .metrics import RunningMean, as_metrics
 from .optim import Adam, make_opt, one_group, resume_average, same_params, take_hypers
@@ -32,7 +33,7 @@ from .report import StepTimer, summarize
 from .resume import RunFolder, describe, plain
 from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine, flat_cos, lr_range, one_cycle,
     plot_lr_find, valley)
-from .tracking import Recorder, TerminateOnNaN
+from .tracking import Recorder
 
 # %% ../../nbs/training/39_learner.ipynb #4110e734
 _BATCH = 'x y out preds loss total_loss'.split()
@@ -65,7 +66,7 @@ class Learner:
         self.model.to(self.device)
         self.precision = MixedPrecision(device=self.device)
         self.recorder,self.record,self.opt,self.average = Recorder(),[],None,None
-        self.cbs = [self.recorder, ProgressCallback(), TerminateOnNaN(every=1 if self.device.type == 'cpu' else 50)]
+        self.cbs = [self.recorder, ProgressCallback(), LossGuard(every=1 if self.device.type == 'cpu' else 50)]
         for cb in listed(cbs): self.add_cb(cb)
         self.epoch = self.n_epoch = 0
         self.interrupted,self._stop,self.valid_figures = False,False,{}

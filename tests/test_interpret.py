@@ -1,0 +1,212 @@
+"Looking at a model: attributions that add up, surprisal word by word, reports and neighbours beside slow oracles."
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from training_helpers import tiny_size
+
+from awdtext.data.batches import MultiCategorize, RegressionSetup
+from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.interpret import (ClassificationInterpretation, attribute, document_losses, embedding_neighbours,
+    integrated_gradients, leaks, most_surprising, surprisal)
+from awdtext.lm.evaluate import evaluate_lm
+from awdtext.models.gru import GRU
+from awdtext.models.qrnn import QRNN
+from awdtext.text_learner import AWD_LSTM, language_model_learner, text_classifier_learner
+from awdtext.training.rnn import ASGD
+
+films = ['a good film', 'a bad film with a bad end', 'good',
+         'the worst of all films , and long', 'so good , so very good'] * 6
+stars = ['good' if 'good' in film else 'bad' if 'bad' in film else 'odd' for film in films]
+text = 'a very good film with a bad end , and so good'
+
+
+def clas_dls(labels=stars, **how): return TextDataLoaders.from_texts(films, labels, bs=4, min_freq=1, seed=0, **how)
+
+
+def clas(dls=None, learned=True, **how):
+    learn = text_classifier_learner(dls or clas_dls(), config=tiny_size, **how)
+    if learned: learn.fit(1, 1e-2)
+    learn.model.eval()
+    return learn
+
+
+def lm(**how):
+    dls = TextDataLoaders.from_texts(films, is_lm=True, bs=4, min_freq=1, seed=0, **how)
+    learn = language_model_learner(dls, config=tiny_size)
+    learn.fit(1, 1e-2)
+    return learn
+
+
+def ids_of(learn, text):
+    ids = learn.dls.vocab.encode(learn.dls.tokenizer(text))
+    return ids.flip(0) if learn.dls.backwards else ids
+
+
+def scaled(learn, ids, scales):
+    "Logits of the whole model when each token's embedding is scaled, (m, n): the embedding's own output is changed."
+    place = [0]
+    def scale(module, args, out):                       # (seq_len, bs, emb_sz), window by window
+        start,place[0] = place[0], place[0] + len(out)
+        return out * scales[:, start:place[0]].t()[..., None]
+    handle = learn.model.encoder.embedding.register_forward_hook(scale)
+    m,n = scales.shape
+    try:
+        with torch.no_grad(): return learn.model(ids.expand(m, n), torch.tensor([n] * m)).logits
+    finally: handle.remove()
+
+
+def odds_of(learn, ids, scales, i):
+    logits = scaled(learn, ids, scales)
+    return logits[:, i] - logits[:, [j for j in range(3) if j != i]].logsumexp(1)
+
+
+@pytest.mark.parametrize('how', [{}, {'arch': QRNN}, {'arch': GRU}, {'seq_len': 4}, {'backwards': True}])
+def test_attributions_are_the_integrals_and_add_up(how):
+    "Beside midpoints of the way, and at each of them central differences in the scale of one token."
+    learn = clas(clas_dls(backwards=how.get('backwards', False)), **{'arch': AWD_LSTM, **how})
+    learn.model.double()
+    ids = ids_of(learn, text)
+    found = attribute(learn, text, learn.dls.categories[1], n_steps=256)
+    n,eps = len(ids), 1e-5
+    slow,eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+    for alpha in (torch.arange(150) + .5) / 150:
+        odds = odds_of(learn, ids, torch.cat([alpha + eps * eye, alpha - eps * eye]), 1)
+        slow += (odds[:n] - odds[n:]) / (2 * eps) / 150
+    scores = found.scores[::-1] if learn.dls.backwards else found.scores
+    assert torch.allclose(torch.tensor(scores, dtype=torch.float64), slow, rtol=2e-2, atol=2e-4)
+    end,begin = odds_of(learn, ids, torch.tensor([[1.], [0.]]).expand(2, n), 1).tolist()
+    assert sum(scores) == pytest.approx(end - begin, rel=1e-2, abs=1e-4)
+    assert found.tokens == learn.dls.tokenizer(text)
+
+
+def test_of_a_long_document_what_is_pooled_is_explained():
+    learn = clas(seq_len=4, max_len=5)
+    found = attribute(learn, text, 'good', n_steps=256)
+    n = len(found.tokens)
+    assert [math.isnan(s) for s in found.scores] == [True] * (n - 5) + [False] * 5
+    scales = torch.ones(2, n)
+    scales[1, -5:] = 0
+    odds = odds_of(learn, ids_of(learn, text), scales, 1).tolist()
+    assert np.nansum(found.scores) == pytest.approx(odds[0] - odds[1], rel=2e-2, abs=1e-3)
+
+
+def test_attributions_of_other_tasks_and_of_averages():
+    several = clas(clas_dls([[s] for s in stars], y_block=MultiCategorize))
+    found = attribute(several, text, 'bad', n_steps=256)
+    p = several.predict(text)[2][several.dls.labeler.index['bad']].item()
+    assert f"'bad': {math.log(p / (1 - p)):+.3g}," in found.title
+    number = clas(clas_dls([float(len(film)) for film in films], y_block=RegressionSetup))
+    ids = ids_of(number, text)
+    ends = scaled(number, ids, torch.tensor([[1.], [0.]]).expand(2, len(ids)))[:, 0].tolist()
+    assert sum(attribute(number, text, n_steps=256).scores) == pytest.approx(ends[0] - ends[1], rel=2e-2, abs=1e-3)
+
+    averaged = clas(learned=False)
+    averaged.add_cb(ASGD(start=2)).fit(1, 1e-2)
+    shown = attribute(averaged, text, 'good').scores
+    averaged.average.show_iterate()
+    assert attribute(averaged, text, 'good').scores == shown and not averaged.average.swapped
+    training = averaged.model.train()
+    assert attribute(averaged, text, 'good').scores == shown and training.training
+
+
+def test_more_nodes_leave_no_gap():
+    x = torch.randn(6, 3, dtype=torch.float64)
+    f = lambda at: at.tanh().prod(1).sum(1) + at.sum((1, 2)).sigmoid()
+    change = (f(x[None]) - f(0 * x[None])).item()
+    assert integrated_gradients(f, x, 64, 5).sum().item() == pytest.approx(change, abs=1e-9)
+
+
+def test_figures_are_those_of_scikit_learn():
+    learn = clas(learned=False)
+    interp = ClassificationInterpretation.from_learner(learn, ds_idx=0)
+    probs,targets,losses = learn.get_preds(ds_idx=0, with_loss=True)
+    said = probs.argmax(1)
+    assert np.array_equal(interp.confusion_matrix(), confusion_matrix(targets, said, labels=range(3)))
+    slow = [(learn.dls.categories[i], learn.dls.categories[j], int(((targets == i) & (said == j)).sum()))
+            for i in range(3) for j in range(3) if i != j]
+    assert set(interp.most_confused()) == {pair for pair in slow if pair[2]}
+    assert interp.most_confused(min_val=5) == [pair for pair in interp.most_confused() if pair[2] >= 5]
+    assert torch.equal(interp.top_losses(3)[0], losses.sort(descending=True).values[:3])
+    report = interp.classification_report()
+    check_report(report, targets, said, range(3))
+    assert torch.equal(losses[interp.top_losses(largest=False)[1]], losses.sort().values)
+
+
+def check_report(report, targets, said, labels):
+    for average, rows in ((None, report[:-2]), ('macro', report[-2:-1]), ('weighted', report[-1:])):
+        theirs = precision_recall_fscore_support(targets, said, labels=labels, average=average, zero_division=0)
+        for name, figures in zip(('precision', 'recall', 'f1'), theirs):
+            assert [row[name] for row in rows] == pytest.approx(list(np.atleast_1d(figures)))
+
+
+def test_several_labels_and_numbers():
+    learn = clas(clas_dls([['film'] * ('film' in film) + [s] for film, s in zip(films, stars)]), learned=False)
+    interp = ClassificationInterpretation.from_learner(learn, ds_idx=0)
+    said = (interp.probs > .5).int()
+    check_report(interp.classification_report(), interp.targets.int(), said, range(len(interp.vocab)))
+    assert len(interp.losses) == len(learn.dls.train.corpus) and 'probability' in interp.top_table(1)[0]
+    with pytest.raises(ValueError, match='one label for each document'): interp.confusion_matrix()
+    number = clas(clas_dls([float(len(film)) for film in films], y_block=RegressionSetup), learned=False)
+    interp = ClassificationInterpretation.from_learner(number)
+    assert interp.top_table(1)[0]['loss'] == pytest.approx(float(interp.losses.max()))
+    with pytest.raises(ValueError, match='this is a regression'): interp.classification_report()
+
+
+def test_no_labels_no_interpretation():
+    learn = clas(learned=False)
+    with pytest.raises(ValueError, match='have no labels'):
+        ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(films))
+    interp = ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(films[:5], stars[:5]))
+    assert interp.top_table()[0]['text'].startswith('xxbos')
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_surprisal_is_that_of_a_loop_over_words(backwards):
+    learn = lm(backwards=backwards, seq_len=5)
+    found,ids,state,nats = surprisal(learn, text), ids_of(learn, text), None, [math.nan]
+    learn.model.eval()
+    for now, then in zip(ids[:-1], ids[1:]):
+        with torch.no_grad(): out = learn.model(now[None, None], state)
+        state = out.state
+        nats.append(-learn.model.logits(out.dropped)[0, 0].log_softmax(-1)[then].item())
+    assert found.scores == pytest.approx(nats[::-1] if backwards else nats, rel=1e-4, nan_ok=True)
+    assert found.tokens == learn.dls.tokenizer(text)
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_losses_of_documents_are_those_of_each_alone(backwards):
+    learn = lm(backwards=backwards, seq_len=5)
+    corpus = learn.dls.test_dl([*films[:7], '']).corpus
+    found = document_losses(learn, corpus, bs=3).tolist()
+    alone = [evaluate_lm(learn.model, doc).loss if len(doc) > 1 else math.nan for doc in corpus]
+    assert found == pytest.approx(alone, rel=1e-4, nan_ok=True)
+    table = most_surprising(learn, films[:7], k=3, min_tokens=4)
+    assert all(len(row['text'].split()) >= 4 for row in table) and table[0]['nats'] >= table[-1]['nats']
+    assert {row['text'] for row in table} <= {' '.join(learn.dls.tokenizer(film)) for film in films}
+
+
+def test_neighbours_are_the_nearest():
+    learn = lm()
+    weight,vocab = learn.encoder.embedding.weight.detach(), learn.dls.vocab
+    cosine = lambda w: F.cosine_similarity(weight[vocab.stoi['good']], weight[vocab.stoi[w]], 0).item()
+    slow = {w: cosine(w) for w in vocab.itos if w != 'good'}
+    nearest = sorted(slow, key=slow.get, reverse=True)[:4]
+    found = embedding_neighbours(learn, 'good', 4)
+    assert [row['word'] for row in found] == nearest
+    assert len(embedding_neighbours(learn, 'good', 1000)) == len(vocab) - 1
+    with pytest.raises(ValueError, match="'Good' is not in the vocabulary of .* try 'good'"):
+        embedding_neighbours(learn, 'Good')
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_leaks(backwards):
+    dls = TextDataLoaders.from_texts(films, stars, bs=4, min_freq=1, valid=[films[0], 'never seen before'],
+                                     valid_labels=stars[:2], backwards=backwards)
+    (row,) = leaks(dls)
+    assert row['valid'] == row['train'] == 'xxbos a good film' and (row['number'], row['similarity']) == (0, 1.)
+    assert '1 of 2 validation documents' in repr(leaks(dls))
+    assert repr(leaks(dls, k=0)) == '1 of 2 validation documents are in the training part'
