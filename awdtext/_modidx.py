@@ -676,6 +676,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'awdtext.models.decoder._FusedNLL.forward': ( 'models/decoder.html#_fusednll.forward',
                                                                                       'awdtext/models/decoder.py'),
                                         'awdtext.models.decoder.add_grads': ('models/decoder.html#add_grads', 'awdtext/models/decoder.py'),
+                                        'awdtext.models.decoder.check_targets': ( 'models/decoder.html#check_targets',
+                                                                                  'awdtext/models/decoder.py'),
                                         'awdtext.models.decoder.chunk_nll': ('models/decoder.html#chunk_nll', 'awdtext/models/decoder.py'),
                                         'awdtext.models.decoder.chunk_rows': ( 'models/decoder.html#chunk_rows',
                                                                                'awdtext/models/decoder.py'),
