@@ -71,7 +71,8 @@ def compute_dtype(
 )->torch.dtype:
     "The dtype in which a matrix product of `x` is done: autocast's where that is on."
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)   # there is none for `meta`
+    return torch.get_autocast_dtype(device) if on else x.dtype
 
 # %% ../nbs/00_core.ipynb #32a1a320
 def to_device(
