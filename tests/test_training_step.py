@@ -1,4 +1,4 @@
-"What a training step may not do: wait for the device, allocate the embedding's gradient again and again; and its parts beside torch's."
+"What a training step may not do: wait for the device, copy the embedding's gradient; and its parts beside torch's."
 from copy import deepcopy
 
 import pytest
@@ -78,7 +78,8 @@ def test_a_second_backward_pass_makes_the_gradient_anew(factor):
 # Parts
 
 @pytest.mark.parametrize('ours,torchs,settings', [
-    (SGD, torch.optim.SGD, dict(lr=.3, weight_decay=.01)), (SGD, torch.optim.SGD, dict(lr=.1, weight_decay=0., momentum=.9)),
+    (SGD, torch.optim.SGD, dict(lr=.3, weight_decay=.01)),
+    (SGD, torch.optim.SGD, dict(lr=.1, weight_decay=0., momentum=.9)),
     (Adam, torch.optim.AdamW, dict(lr=.01, weight_decay=.1, betas=(.9, .99), eps=1e-5))])
 def test_fused_steps_are_torchs_loop(ours, torchs, settings):
     nets = [nn.Linear(5, 4).double() for _ in range(2)]
@@ -109,8 +110,9 @@ def test_the_average_is_torchs():
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('seq_len', [2, 3, 9])
 def test_the_penalties_and_their_gradients_are_the_formulas(seq_len, masked):
-    h = torch.randn(seq_len, 4, 5, dtype=torch.float64).transpose(0, 1).requires_grad_()   # time first, as a layer gives it
-    counts = torch.arange(seq_len) < torch.tensor([[2], [seq_len], [seq_len], [1]]) if masked else torch.ones(4, seq_len) > 0
+    h = torch.randn(seq_len, 4, 5, dtype=torch.float64).transpose(0, 1).requires_grad_()  # time first
+    lengths = [[2], [seq_len], [seq_len], [1]] if masked else [[seq_len]] * 4
+    counts = torch.arange(seq_len) < torch.tensor(lengths)
     both = counts[:, 1:] & counts[:, :-1]
     ar = 2. * h[counts].square().mean()
     tar = 3. * (h[:, 1:] - h[:, :-1])[both].square().mean()
