@@ -41,6 +41,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'awdtext.core.default_device': ('core.html#default_device', 'awdtext/core.py'),
                               'awdtext.core.digest': ('core.html#digest', 'awdtext/core.py'),
                               'awdtext.core.display_mode': ('core.html#display_mode', 'awdtext/core.py'),
+                              'awdtext.core.keep_pages': ('core.html#keep_pages', 'awdtext/core.py'),
                               'awdtext.core.new_seed': ('core.html#new_seed', 'awdtext/core.py'),
                               'awdtext.core.progress': ('core.html#progress', 'awdtext/core.py'),
                               'awdtext.core.random_states': ('core.html#random_states', 'awdtext/core.py'),
