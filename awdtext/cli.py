@@ -15,6 +15,8 @@ from tempfile import TemporaryFile
 
 from fastcore.script import anno_parser
 
+from .core import keep_pages
+
 # %% ../nbs/58_cli.ipynb #376af9b4
 def _place(out):
     "`out` as a path, if something can be written there."
@@ -393,6 +395,7 @@ def main(
     argv:list[str]|None=None, # The command line without the program's name; `sys.argv` if None
 )->int:                       # Exit status
     "Run the command that the command line names."
+    if argv is None: keep_pages()                              # the process is ours
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ('-h', '--help', '--version'):
         print(version('awdtext') if argv == ['--version'] else usage())

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['seed_all', 'random_states', 'set_random_states', 'new_seed', 'digest', 'default_device', 'compute_dtype', 'to_device',
-           'display_mode', 'wipe_line', 'say', 'Report', 'progress', 'LazyModule']
+           'keep_pages', 'display_mode', 'wipe_line', 'say', 'Report', 'progress', 'LazyModule']
 
 # %% ../nbs/00_core.ipynb #88f1280f
-import hashlib, random, shutil, sys, time
+import ctypes, hashlib, random, shutil, sys, time
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 
@@ -71,7 +71,8 @@ def compute_dtype(
 )->torch.dtype:
     "The dtype in which a matrix product of `x` is done: autocast's where that is on."
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)   # there is none for `meta`
+    return torch.get_autocast_dtype(device) if on else x.dtype
 
 # %% ../nbs/00_core.ipynb #32a1a320
 def to_device(
@@ -84,6 +85,14 @@ def to_device(
     if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(to_device(o, device) for o in x))
     if isinstance(x, (tuple, list)): return type(x)(to_device(o, device) for o in x)
     return x
+
+# %% ../nbs/00_core.ipynb #40c5911f
+def keep_pages()->bool: # Whether the C library knows this setting (glibc on Linux)
+    "Let this process keep the memory that it frees, for its own next use."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False                # another system
+    m_mmap_max,m_trim_threshold = -4,-1                                      # malloc.h
+    return mallopt(m_mmap_max, 0) == 1 == mallopt(m_trim_threshold, 2**31 - 1)
 
 # %% ../nbs/00_core.ipynb #6a3665e0
 def display_mode()->str: # `'notebook'`, `'terminal'` or `'file'`

@@ -121,7 +121,7 @@ def result(learn):
     return {'weights': learn.model.state_dict(), 'record': record, 'losses': learn.recorder.losses, 'preds': preds,
             'rates': learn.recorder.lrs, 'draw': torch.rand(3),
             'epochs': [getattr(learn.dls.train, 'epoch', 0), learn.epoch],
-            'average': learn.average and learn.average.mean.module.state_dict()}
+            'average': learn.average and learn.average.mean.state_dict()}
 
 
 def live(kind, folder):

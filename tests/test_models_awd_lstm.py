@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
+from awdtext.models.dropout import dropout_mask
 from awdtext.models.lstm import WeightDropLSTM, lstm_kernel, lstm_loop
 
 VOCAB_SZ = 20
@@ -113,7 +114,7 @@ def test_in_evaluation_the_encoder_is_a_stack_of_lstms(n_layers):
 
 def slow_encoder(enc, ids, state, p):
     "The paper in training: masks drawn in the order of the formula, then everything by slow loops."
-    def mask(p, *shape): return torch.empty(*shape, dtype=torch.float64).bernoulli_(1 - p) / (1 - p)
+    def mask(p, *shape): return dropout_mask(enc.embedding.weight, shape, p)
     def drop(weight, p): return weight * F.dropout(torch.ones_like(weight), p)
     E,(bs, sl) = enc.embedding.weight, ids.shape
     m_embed,m_input = mask(p['embed_p'], VOCAB_SZ), mask(p['input_p'], bs, 1, 4)[:, 0]

@@ -116,6 +116,38 @@ def test_a_very_unlikely_target_costs_what_it_costs():
 
 
 @pytest.mark.parametrize('reduction', ['mean', 'sum'])
+@pytest.mark.parametrize('smoothing', [.1, .5])
+def test_label_smoothing_is_torchs(smoothing, reduction):
+    h,W,b,t = problem()
+    how = dict(reduction=reduction, label_smoothing=smoothing)
+    ours,other = linear_cross_entropy(h, W, b, t, chunk=4, **how), F.cross_entropy(F.linear(h, W, b), t, **how)
+    assert (t == -100).any()
+    assert_close(ours, other)
+    assert_close(torch.autograd.grad(ours, (h, W, b)), torch.autograd.grad(other, (h, W, b)))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_losses_are_the_same_where_values_may_not_be_looked_at(dtype):
+    h,W,b = (torch.randn(*shape).to(dtype) for shape in ((30, 8), (50, 8), (50,)))
+    h[:10] *= 100                                             # targets that are too unlikely for the dtype
+    t,(z, other) = torch.randint(50, (30,)), torch.empty(2, 30, 50, dtype=dtype)
+    looked = decoder.chunk_nll(h, W, b, t, z)
+    assert (z[torch.arange(30), t] == 0).any()
+    unseen = decoder.chunk_nll(h, W, b, t, other, look=False)
+    assert_close(unseen, looked, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else .02)
+    assert_close(looked, F.cross_entropy(F.linear(h, W, b).float(), t, reduction='none'), rtol=1e-5, atol=.02)
+
+
+def test_what_does_not_count_may_be_anything():
+    h,W,b,t = problem()
+    expected = linear_cross_entropy(h, W, b, t)
+    spoilt = h.detach().masked_fill((t == -100)[:, None], float('nan')).requires_grad_()
+    loss = linear_cross_entropy(spoilt, W, b, t)
+    loss.backward()
+    assert loss == expected and W.grad.isfinite().all() and (spoilt.grad[t == -100] == 0).all()
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
 def test_no_targets_cost_nothing(reduction):
     h,W,b,t = problem()
     loss = linear_cross_entropy(h, W, b, torch.full_like(t, -100), reduction=reduction)
@@ -170,6 +202,7 @@ def test_wrong_arguments_are_told():
     with fails("reduction='none': use 'mean' or 'sum'"): linear_cross_entropy(h, W, b, t, reduction='none')
     with fails(r'hidden is \(23, 6\), targets \(22,\)'): linear_cross_entropy(h, W, b, t[1:])
     with fails('chunk=0: use at least 1'): linear_cross_entropy(h, W, b, t, chunk=0)
+    with fails('label_smoothing=1.0: use 0 or more'): linear_cross_entropy(h, W, b, t, label_smoothing=1.)
 
 
 # The language model

@@ -12,7 +12,15 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from awdtext.core import seed_all
-from awdtext.models.dropout import EmbeddingDropout, VariationalDropout, WeightDropout, stand_in, variational_mask
+from awdtext.models.dropout import (
+    EmbeddingDropout,
+    VariationalDropout,
+    WeightDropout,
+    drop_weights,
+    dropout_mask,
+    stand_in,
+    variational_mask,
+)
 
 
 class LargestResult(TorchDispatchMode):
@@ -25,13 +33,59 @@ class LargestResult(TorchDispatchMode):
         return result
 
 
+# The masks
+
+@pytest.mark.parametrize('p', [1e-3, .02, .2, .5, .9, .999])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_a_mask_has_the_law_of_bernoulli(p, dtype):
+    n,mask = 10**6, dropout_mask(torch.zeros(1, dtype=dtype), (1000, 1000), p)
+    assert mask.dtype == dtype and mask.shape == (1000, 1000)
+    dropped = (mask == 0)
+    assert abs(dropped.sum() - n * p) < 5 * (n * p * (1 - p))**.5 + 1     # five standard deviations
+    assert_close(mask[~dropped].double().unique(), torch.tensor([1 / (1 - p)]).double(), rtol=.01, atol=0)
+
+
+@pytest.mark.parametrize('p', [.2, .5])
+def test_draws_do_not_depend_on_each_other(p):
+    "Four draws share one integer: pairs at every small distance are as often both dropped as chance has it."
+    dropped = (dropout_mask(torch.zeros(1), (10**6,), p) == 0).double()
+    for step in range(1, 9): assert abs((dropped[step:] * dropped[:-step]).mean() - p * p) < 5e-3 * p
+    by_place = dropped.view(-1, 4).mean(0)
+    assert (by_place - p).abs().max() < 5 * (p * (1 - p) / 250_000)**.5
+
+
+def test_a_mask_keeps_the_expected_value():
+    p,exact = .3, round(.3 * 2**16) / 2**16
+    mask = dropout_mask(torch.zeros(1, dtype=torch.double), (10,), p)
+    kept = mask[mask != 0][0].item()
+    assert kept * (1 - exact) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_seed_gives_one_mask_and_moves_the_generator_on():
+    def draw(): return dropout_mask(torch.zeros(1), (7, 5), .5)
+    seed_all(3); a,b = draw(), draw()
+    seed_all(3); assert torch.equal(draw(), a) and torch.equal(draw(), b) and not torch.equal(a, b)
+
+
+def test_a_mask_on_another_device_needs_no_look_at_values():
+    assert dropout_mask(torch.zeros(1, device='meta'), (3, 4), .5).shape == (3, 4)
+
+
+def test_dropped_weights_and_their_gradient():
+    w = torch.randn(20, 30, requires_grad=True)
+    out = drop_weights(w, .4)
+    out.sum().backward()
+    assert_close(out.detach(), w.detach() * w.grad)
+    assert .3 < (w.grad == 0).float().mean() < .5
+
+
 # Variational dropout
 
 @pytest.mark.parametrize('p', [.1, .5, .9])
 def test_variational_mask_is_scaled_by_what_is_kept(p):
     mask = variational_mask(torch.zeros(100, 3, 200), p)
     kept = mask[mask != 0]
-    assert_close(kept, torch.full_like(kept, 1 / (1 - p)))
+    assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=2**-17 / (1 - p), atol=0)  # the bound has 16 bits
     assert abs(len(kept) / mask.numel() - (1 - p)) < .01
 
 
@@ -75,7 +129,7 @@ def test_all_occurrences_of_a_word_vanish_together():
 def test_embedding_dropout_is_a_lookup_in_a_matrix_with_dropped_rows():
     emb,ids,p = EmbeddingDropout(nn.Embedding(11, 4, padding_idx=1), .3), torch.randint(11, (3, 8)), .3
     seed_all(1); ours = emb(ids)
-    seed_all(1); mask = torch.empty(11).bernoulli_(1 - p) / (1 - p)
+    seed_all(1); mask = dropout_mask(emb.weight, (11,), p)
     papers = F.embedding(ids, emb.weight * mask[:, None], padding_idx=1)
     assert_close(ours, papers)
     upstream = torch.randn_like(ours)
@@ -118,7 +172,7 @@ def test_training_computes_with_the_dropped_weights(make):
     seed_all(1)
     plain = deepcopy(m.module)
     for name in m.layer_names:  # set for good, in a copy
-        with torch.no_grad(): getattr(plain, name).copy_(F.dropout(getattr(plain, name), .5))
+        with torch.no_grad(): getattr(plain, name).copy_(drop_weights(getattr(plain, name), .5))
     assert_close(ours, run(plain, x))
     ours.sum().backward()
     run(plain, x).sum().backward()

@@ -205,7 +205,7 @@ def test_averaging_goes_on_from_the_best_epoch(tmp_path):
     a,b = learner(3, [3., 1., 2.]),learner(2, [3., 1.])
     assert a.average.n == b.average.n and a.average.swapped and b.average.swapped
     assert_same(a.model.state_dict(), b.model.state_dict())
-    assert_same(a.average.mean.module.state_dict(), b.average.mean.module.state_dict())
+    assert_same(a.average.mean.state_dict(), b.average.mean.state_dict())
 
 
 def test_no_epoch_improved(tmp_path, capsys):

@@ -617,7 +617,7 @@ class Learner:
         tree['callbacks'] = {name: state for name, cb in _named(self.cbs).items() if (state := cb.state_dict())}
         tree['scaler'] = self.precision.scaler.state_dict()
         if self.opt is not None: tree['opt'] = opt_state(self.opt)
-        if self.average: tree['average'] = {'n': self.average.n, 'iterate': self.average.mean.module.state_dict()}
+        if self.average: tree['average'] = {'n': self.average.n, 'iterate': self.average.mean.state_dict()}
         return tree
 
     def load(self,
