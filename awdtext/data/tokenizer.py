@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain, cycle, islice
 from multiprocessing import current_process, get_context
+from operator import eq
 
 from ..core import progress
 
@@ -38,7 +39,7 @@ _messes = {'#39;': "'", 'amp;': '&', '#146;': "'", 'nbsp;': ' ', '#36;': '$', '\
            '<br />': '\n', '\\"': '"', '<unk>': UNK, ' @.@ ': '.', ' @-@ ': '-', '...': ' …'}
 
 # %% ../../nbs/data/02_tokenizer.ipynb #9b3bc8c0
-_re_rep = re.compile(r'(\S)(\1{2,})')
+_re_rep = re.compile(r'(\S)\1\1+')
 _re_wrep = re.compile(r'(?:\s|^)(\w+)\s+((?:\1\s+)+)\1(\s|\W|$)')
 
 
@@ -53,6 +54,8 @@ def replace_wrep(
     t:str, # Any text
 )->str:    # `'so so so good'` -> `' xxwrep 3 so good'`
     "Replace a word that comes three times or more by `TK_WREP`, the number and the word."
+    words = t.split()
+    if not any(map(eq, words, islice(words, 1, None))): return t # the first two stand alone between white space
     return _re_wrep.sub(lambda m: f' {TK_WREP} {len(m[2].split()) + 2} {m[1]} {m[3]}', t)
 
 # %% ../../nbs/data/02_tokenizer.ipynb #d2b3b406
@@ -74,7 +77,7 @@ def rm_useless_spaces(
     return _re_space.sub(' ', t)
 
 # %% ../../nbs/data/02_tokenizer.ipynb #48ea1078
-_re_maybe_capital = re.compile(r'(?<!\S)[^\s\x00-@\[-\x7f]\S*')
+_re_maybe_capital = re.compile(r'[^\s\x00-@\[-\x7f](?<!\S.)\S*', re.DOTALL) # faster than to look behind first
 
 
 def _mark(word, token):
@@ -172,7 +175,7 @@ def _spacy_tokenizer(lang, special_toks):
         if 'E048' not in str(e): raise
         known = ' '.join(sorted(o.name for o in _languages()))
         raise ValueError(f"spaCy has no language {lang!r}: use one of {known}.") from e
-    tok.max_cache_size = 10**6 # 10**4 by default; tokenizers that are not spaCy's own have none, and ignore it
+    tok.vocab.lex_attr_getters = {}
     for o in special_toks:
         if [w.text for w in tok(o)] != [o]: tok.add_special_case(o, [{'ORTH': o}])
     return tok
@@ -184,25 +187,79 @@ def _languages():
     return [o for o in pkgutil.iter_modules(spacy.lang.__path__) if o.ispkg]
 
 # %% ../../nbs/data/02_tokenizer.ipynb #7a98a008
+_cut_chunks = re.compile(r'\S+|(?<!\S)\s+|[^\S ]\s*').findall
+
+# %% ../../nbs/data/02_tokenizer.ipynb #c20a95ce
+def _second_look(tok):
+    "A twin of spaCy's `tok` that does not look a second time, and the words with which that could begin a case."
+    cut_up = lambda o: tok.find_prefix(o) or tok.find_infix(o) or tok.find_suffix(o)
+    begins = {tok(o)[0].text for o in tok.rules if cut_up(o)}
+    loading = True # while spaCy reads rules, it registers for the second look those that the searches would cut
+    later = lambda search, nothing: search and (lambda text: nothing if loading else search(text))
+    twin = type(tok)(tok.vocab, tok.rules, later(tok.prefix_search, None), later(tok.suffix_search, None),
+                     later(tok.infix_finditer, ()), tok.token_match, tok.url_match)
+    loading = False
+    return twin, begins
+
+
+def _cuts_by_chunks(tok):
+    "Whether `tok` is spaCy's own, and not a Chinese one, say, and none of its special cases holds white space."
+    from spacy.tokenizer import Tokenizer
+    return type(tok) is Tokenizer and not any(o.strip() and re.search(r'\s', o) for o in tok.rules)
+
+# %% ../../nbs/data/02_tokenizer.ipynb #dc38d882
+class _Chunks:
+    "What is known about the chunks of texts: the words of most of them, and which are not to be remembered."
+    def __init__(self, tok):
+        self.tok,self.words,self.odd,self.n_chars = tok, {}, set(), 0
+        self.twin,self.begins = _second_look(tok)
+
+    def learn(self, chunks):
+        "Let spaCy cut new `chunks`, all in one text with line ends between them."
+        for chunk, words in zip(chunks, self._split(chunks)) if chunks else ():
+            self.n_chars += len(chunk)
+            changed = not self.begins.isdisjoint(words) and [w.text for w in self.twin(chunk)] != words
+            if changed: self.odd.add(chunk)
+            self.words[chunk] = (chunk,) if words == [chunk] else tuple(words)
+
+    def _split(self, chunks):
+        blank = [chunk for chunk in chunks if chunk.isspace()]
+        if blank: return ([w.text for w in self.tok(chunk)] for chunk in chunks)
+        words = [w.text for w in self.tok('\n'.join(chunks))]
+        ends = [i for i, word in enumerate(words) if word == '\n']
+        return (words[i + 1:j] for i, j in zip([-1, *ends], [*ends, len(words)]))
+
+    def cut(self, text):
+        "The words of `text`."
+        chunks = _cut_chunks(text)
+        self.learn(list(set(chunks).difference(self.words)))
+        if not self.odd.isdisjoint(chunks): return [w.text for w in self.tok(text)]
+        return list(chain.from_iterable(map(self.words.__getitem__, chunks)))
+
+# %% ../../nbs/data/02_tokenizer.ipynb #14f81bd7
 class SpacyTokenizer:
     "Words by the rules of spaCy for `lang`, without any of its models."
-    kind,max_words = 'spacy', 2**19
+    kind,max_words = 'spacy', 2**18
 
     def __init__(self,
         lang:str='en',                 # One of spaCy's languages: `'en'`, `'de'`, …, or `'xx'` for any
         special_toks:Iterable[str]=(), # Tokens to keep whole, beside those that begin with `xx`
     ):
         self.lang,self.special_toks = lang,tuple(special_toks)
-        self._spacy = self._afresh()
+        self._begin_afresh()
 
-    def _afresh(self): return _spacy_tokenizer(self.lang, self.special_toks)
+    def _begin_afresh(self):
+        self._spacy = _spacy_tokenizer(self.lang, self.special_toks)
+        self._chunks = _Chunks(self._spacy) if _cuts_by_chunks(self._spacy) else None
 
     def __call__(self,
         text:str, # Any text
     )->list[str]: # Its words, and what white space is more than a single space
         "Cut `text` into words."
-        if len(self._spacy.vocab) > self.max_words: self._spacy = self._afresh()
-        return [word.text for word in self._spacy(text)]
+        if self._n_words() > self.max_words: self._begin_afresh()
+        return self._chunks.cut(text) if self._chunks else [word.text for word in self._spacy(text)]
+
+    def _n_words(self): return self._chunks.n_chars // 8 if self._chunks else len(self._spacy.vocab)
 
     def to_dict(self)->dict: # Plain JSON
         "What `Tokenizer.from_dict` needs to make this again."
