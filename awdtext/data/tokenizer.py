@@ -345,8 +345,8 @@ def _learn_pieces(texts, vocab_sz, model_type):
             hard_vocab_limit=False, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
             remove_extra_whitespaces=False, max_sentence_length=5 * _max_line, bos_id=-1, eos_id=-1, minloglevel=2)
     except RuntimeError as e:
-        raise ValueError(f'no {vocab_sz} subwords can be learned from these {len(texts)} texts: vocab_sz must leave room '
-                         f'for 256 bytes and all characters, and the texts must hold some. ({e})') from e
+        raise ValueError(f'no {vocab_sz} subwords can be learned from these {len(texts)} texts: vocab_sz must leave '
+                         f'room for 256 bytes and all characters, and the texts must hold some. ({e})') from e
     return model.getvalue()
 
 # %% ../../nbs/data/02_tokenizer.ipynb #e167f286
@@ -424,7 +424,7 @@ class Subwords:
 
     def to_dict(self)->dict: # Plain JSON, the learned model in it
         "What `Tokenizer.from_dict` needs to make this again."
-        if not self.model: raise ValueError('subwords that are not learned yet cannot be saved: call setup(texts) first.')
+        if not self.model: raise ValueError('subwords not learned yet cannot be saved: call setup(texts) first.')
         return {'kind': self.kind, 'vocab_sz': self.vocab_sz, 'model_type': self.model_type,
                 'model': base64.b64encode(self.model).decode()}
 
@@ -633,7 +633,7 @@ class Tokenizer:
         names = ', '.join(getattr(o, '__name__', str(o)) for o in self.rules + self.post_rules)
         return f'Tokenizer({self.word_tok}, rules: {names})'
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #36025c59
 def _find_words(kind, **settings):
     "What `to_dict` of a word tokenizer described."
     kinds = {o.kind: o for o in (SpacyTokenizer, BaseTokenizer, Characters, Subwords)}
