@@ -570,8 +570,7 @@ class Tokenizer:
         return progress(docs, total=total, label='tokenising') if total else docs
 
     def _chunk(self, chunk):
-        start,texts = chunk
-        return (self._document(text, i) for i, text in enumerate(texts, start))
+        return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
 
     def _document(self, text, index):
         try:
