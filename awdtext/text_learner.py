@@ -21,7 +21,7 @@ from .core import say, to_device
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, show_rows
 from .data.stream import document_starts, positive_int
-from .data.tokenizer import Tokenizer, reads_characters, special_tokens
+from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
@@ -91,10 +91,13 @@ def _check_reading(bundle, dls, source):
         raise ValueError(f"The encoder in {source} reads texts {way}, these data do not: "
                          f"make them with backwards={bundle['backwards']}.")
     theirs,ours = bundle['tokenizer'], _tokenizer_state(dls.tokenizer)
-    if reads_characters(theirs) != reads_characters(ours):
-        units = ('words', 'characters') if reads_characters(ours) else ('characters', 'words')
+    units = [token_unit(o) for o in (theirs, ours)]
+    if units[0] != units[1]:
         raise ValueError(f"The encoder in {source} reads {units[0]}, these data are {units[1]}: make them with the "
                          "tok_tfm that its data had.")
+    if theirs != ours and units[0] == 'subwords':
+        raise ValueError(f"The encoder in {source} has learned other subwords than these data: make them with its own, "
+                         f"tok_tfm=Tokenizer.from_dict(read_bundle({source!r})['tokenizer']).")
     if theirs != ours:
         warnings.warn(f"The encoder in {source} had its texts cut into words by another tokenizer than these data: "
                       "words that only one of them makes cannot be matched. Give both the same tok_tfm and rules.",

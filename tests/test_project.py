@@ -21,7 +21,7 @@ from fastcore.docments import docments
 root = Path(__file__).parent.parent
 max_body, max_median, max_cell = 30, 8, 45
 long_cells = {'Learner', 'TextLearner', 'LMLearner'}  # classes of thin methods, in one piece to be read in one piece
-heavy = {'spacy', 'pandas', 'matplotlib', 'IPython', 'optuna', 'sklearn'}
+heavy = {'spacy', 'pandas', 'matplotlib', 'IPython', 'optuna', 'sklearn', 'sentencepiece'}
 
 modules = floors.modules()
 notebooks = floors.notebooks()

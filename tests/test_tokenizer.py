@@ -119,11 +119,54 @@ def test_a_document_longer_than_spacys_limit(tok):
     assert len(tok('word, ' * 200_000)) == 400_001 # nlp() refuses more than a million characters
 
 
-def test_what_spacy_remembers_is_bounded(monkeypatch):
+def test_what_is_remembered_is_bounded(monkeypatch):
     words = SpacyTokenizer()
-    monkeypatch.setattr(SpacyTokenizer, 'max_words', len(words._spacy.vocab) + 1000)
+    monkeypatch.setattr(SpacyTokenizer, 'max_words', 1000)
+    first = words._spacy
     for i in range(50): assert words(' '.join(f'w{i}x{j}' for j in range(100)))[0] == f'w{i}x0'
-    assert len(words._spacy.vocab) < SpacyTokenizer.max_words + 200
+    assert len(words._chunks.words) < 2000 and words._spacy is not first
+    assert words('y' * 100_000) == ['y' * 100_000] and words('z') == ['z'] and len(words._chunks.words) == 1
+    chinese = SpacyTokenizer('zh')
+    monkeypatch.setattr(SpacyTokenizer, 'max_words', 5)
+    first = chinese._spacy
+    assert chinese('你好世界吗的是') and chinese('你') == ['你'] and chinese._spacy is not first
+
+
+def nasty_texts(plain, n):
+    "Marks, blanks of all kinds, and spaCy's own special cases, side by side and with spaces between."
+    cases = [o for o in getattr(plain, 'rules', ()) if not o.isalpha()] + [':)', ':))', ')', ':', "'s"]
+    parts = cases + "a I 10 p.m. km h://x.y/z a@b.de don't U.S. ...".split()
+    parts += list('"()[]{}.,:;-_/!?*<>=^ \n\t\u00a0\u2003\x1c')
+    rng = random.Random(0)
+    return [rng.choice(['', ' '])[:1].join(rng.choices(parts, k=rng.randint(1, 25))) for _ in range(n)]
+
+
+@pytest.mark.parametrize('lang', ['en', 'de', 'fr', 'tr', 'hu', 'xx', 'zh'])
+def test_words_are_spacys_own_in_any_order_of_the_texts(lang, recorded):
+    import spacy
+    plain = spacy.blank(lang).tokenizer
+    texts = nasty_texts(plain, 1500) + [text for text, _ in recorded][:1500]
+    ours,again = SpacyTokenizer(lang),SpacyTokenizer(lang)
+    wanted = [[w.text for w in plain(text)] for text in texts]
+    assert [ours(text) for text in texts] == wanted
+    assert [again(text) for text in texts[::-1]] == wanted[::-1]
+    assert (ours._chunks is None) == (lang == 'zh') and (lang == 'zh' or ours._chunks.odd)
+
+
+def test_a_case_with_a_space_in_it_is_found_between_chunks():
+    assert SpacyTokenizer(special_toks=['new york'])('in new york city') == ['in', 'new york', 'city']
+
+
+@pytest.mark.parametrize('source', ['wikitext-2/valid.txt', 'imdb/unsup.csv.gz'])
+def test_words_of_real_text_are_spacys_own(source, data_dir):
+    import spacy
+    path = data_dir/source
+    texts = path.read_text('utf-8').split('\n = ')[:60] if '.txt' in source else pd.read_csv(path, nrows=400).text
+    plain,tok = spacy.blank('en').tokenizer,Tokenizer()
+    for text in texts:
+        assert tok.word_tok(text) == [w.text for w in plain(text)]
+        for rule in default_rules: text = rule(text)
+        assert tok.word_tok(text) == [w.text for w in plain(text)]
 
 
 def test_importing_does_not_import_spacy():

@@ -80,14 +80,16 @@ def make_corpus(
     min_freq:int=3,                             # As in `make_vocab`
     max_vocab:int|None=60000,                   # As in `make_vocab`
     special_toks:Sequence[str]=special_tokens,  # As in `make_vocab`
+    pieces:Sequence[str]|None=None,             # Given: the vocabulary is all of these, however rare
 )->tuple[Corpus, Vocab]:
     "The corpus of `docs` and its vocabulary."
     ids,offsets,types = _intern(docs)
     wrong = next((token for token in types if not isinstance(token, str)), None)
     if wrong is not None: raise TypeError(f"tokens are strings, not {wrong!r} ({type(wrong).__name__}).")
     if vocab is None:
-        counts = torch.bincount(ids, minlength=len(types)).tolist()
-        vocab = make_vocab(dict(zip(types, counts)), min_freq, max_vocab, special_toks)
+        counts = dict(zip(types, torch.bincount(ids, minlength=len(types)).tolist()))
+        if pieces is not None: counts,min_freq,max_vocab = {**dict.fromkeys(pieces, 0), **counts}, 0, None
+        vocab = make_vocab(counts, min_freq, max_vocab, special_toks)
     final = vocab.encode(types).int()  # (n_types,)
     return Corpus(final.index_select(0, ids), offsets), vocab
 

@@ -11,6 +11,7 @@ __all__ = ['RandomSplitter', 'split_items', 'Part', 'check_text', 'find_column',
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import chain, compress
@@ -24,8 +25,7 @@ from ..core import default_device, display_mode, new_seed, say
 from .batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, is_missing
 from .corpus import Corpus, make_corpus
 from .stream import LMDataLoader, RandomBPTT, positive_int
-from awdtext.data.tokenizer import (FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, check_characters,
-    special_tokens)
+from .tokenizer import (FLD, PAD, UNK, BaseTokenizer, DocumentError, Tokenizer, special_tokens)
 from .vocab import Vocab
 
 # %% ../../nbs/data/07_dataloaders.ipynb #ce062f57
@@ -311,8 +311,7 @@ class Recipe:
         self.seed = new_seed() if self.seed is None else self.seed
         self.device = default_device() if self.device is None else torch.device(self.device)
         if not isinstance(self.text_vocab, (Vocab, type(None))): self.text_vocab = Vocab(self.text_vocab)
-        if self.text_vocab and self.tokenizer and self.tokenizer.reads_characters:
-            check_characters(self.text_vocab.itos)
+        if self.text_vocab and self.tokenizer: self.tokenizer.check_tokens(self.text_vocab.itos)
 
 
 def make_tokenizer(
@@ -333,11 +332,19 @@ def _raw_tokenizer(tok_tfm, rules):
 def _corpora(parts, recipe):
     "A corpus for each part, and their vocabulary."
     special_toks = special_tokens if recipe.raw_specials is None else recipe.raw_specials
-    corpus,vocab = make_corpus(
-        _tokens(parts[0], recipe), recipe.text_vocab, recipe.min_freq, recipe.max_vocab, special_toks)
+    _set_up(parts[0], recipe.tokenizer)
+    corpus,vocab = make_corpus(_tokens(parts[0], recipe), recipe.text_vocab, recipe.min_freq, recipe.max_vocab,
+                               special_toks, recipe.tokenizer and recipe.tokenizer.pieces)
     others = [part and make_corpus(_tokens(part, recipe), vocab)[0] for part in parts[1:]]
     corpora = [corpus, *others]
     return [c and c.joined() for c in corpora] if recipe.joined else corpora, vocab
+
+
+def _set_up(part, tokenizer):
+    "Let a tokenizer learn that has something to learn; it needs to see the documents before it reads them."
+    if tokenizer is None or not hasattr(tokenizer.word_tok, 'setup'): return
+    part.docs = list(part.docs)
+    with _named(part.rows): tokenizer.setup(part.docs)
 
 
 def _tokens(part, recipe):
@@ -346,8 +353,13 @@ def _tokens(part, recipe):
 
 
 def _with_rows(tokens, rows):
-    "The same, but an error names the document as the user does, not by its place in the part."
-    try: yield from tokens
+    with _named(rows): yield from tokens
+
+
+@contextmanager
+def _named(rows):
+    "An error names the document as the user does, not by its place in the part."
+    try: yield
     except DocumentError as e: raise DocumentError(e.index if rows is None else rows[e.index], e.problem) from e
 
 

@@ -6,19 +6,20 @@
 __all__ = ['UNK', 'PAD', 'BOS', 'EOS', 'FLD', 'TK_REP', 'TK_WREP', 'TK_UP', 'TK_MAJ', 'special_tokens', 'default_rules',
            'default_post_rules', 'WordTokenizer', 'fix_html', 'replace_rep', 'replace_wrep', 'spec_add_spaces',
            'rm_useless_spaces', 'replace_all_caps', 'replace_maj', 'lowercase', 'replace_space', 'BaseTokenizer',
-           'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Tokenizer', 'detokenize',
-           'CharTokenizer', 'reads_characters']
+           'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Subwords', 'Tokenizer', 'detokenize',
+           'CharTokenizer', 'SubwordTokenizer', 'token_unit']
 
 # %% ../../nbs/data/02_tokenizer.ipynb #21b0c865
-import html, marshal, os, re, signal, sys, warnings
+import base64, html, io, marshal, os, random, re, signal, sys, warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, cycle, islice
 from multiprocessing import current_process, get_context
+from operator import eq
 
-from ..core import progress
+from ..core import progress, say
 
 # %% ../../nbs/data/02_tokenizer.ipynb #ce8f9b52
 UNK, PAD, BOS, EOS, FLD, TK_REP, TK_WREP, TK_UP, TK_MAJ = (
@@ -38,7 +39,7 @@ _messes = {'#39;': "'", 'amp;': '&', '#146;': "'", 'nbsp;': ' ', '#36;': '$', '\
            '<br />': '\n', '\\"': '"', '<unk>': UNK, ' @.@ ': '.', ' @-@ ': '-', '...': ' …'}
 
 # %% ../../nbs/data/02_tokenizer.ipynb #9b3bc8c0
-_re_rep = re.compile(r'(\S)(\1{2,})')
+_re_rep = re.compile(r'(\S)\1\1+')
 _re_wrep = re.compile(r'(?:\s|^)(\w+)\s+((?:\1\s+)+)\1(\s|\W|$)')
 
 
@@ -53,6 +54,8 @@ def replace_wrep(
     t:str, # Any text
 )->str:    # `'so so so good'` -> `' xxwrep 3 so good'`
     "Replace a word that comes three times or more by `TK_WREP`, the number and the word."
+    words = t.split()
+    if not any(map(eq, words, islice(words, 1, None))): return t # the first two stand alone between white space
     return _re_wrep.sub(lambda m: f' {TK_WREP} {len(m[2].split()) + 2} {m[1]} {m[3]}', t)
 
 # %% ../../nbs/data/02_tokenizer.ipynb #d2b3b406
@@ -74,7 +77,7 @@ def rm_useless_spaces(
     return _re_space.sub(' ', t)
 
 # %% ../../nbs/data/02_tokenizer.ipynb #48ea1078
-_re_maybe_capital = re.compile(r'(?<!\S)[^\s\x00-@\[-\x7f]\S*')
+_re_maybe_capital = re.compile(r'[^\s\x00-@\[-\x7f](?<!\S.)\S*', re.DOTALL) # faster than to look behind first
 
 
 def _mark(word, token):
@@ -141,13 +144,25 @@ class BaseTokenizer:
 # %% ../../nbs/data/02_tokenizer.ipynb #0acb05ed
 class Characters:
     "Words are characters."
-    kind = 'characters'
+    kind = unit = 'characters'
 
     def __call__(self,
         text:str, # Any text
     )->list[str]: # Its characters
         "Take `text` apart."
         return list(text)
+
+    def join(self,
+        tokens:Iterable[str], # Characters
+    )->str:
+        "The text that was taken apart."
+        return ''.join(tokens)
+
+    def check(self,
+        tokens:Iterable[str], # Tokens from elsewhere
+    )->None:
+        "An error if there is a word among `tokens`."
+        check_characters(tokens)
 
     def to_dict(self)->dict: # Plain JSON
         "What `Tokenizer.from_dict` needs to make this again."
@@ -172,7 +187,7 @@ def _spacy_tokenizer(lang, special_toks):
         if 'E048' not in str(e): raise
         known = ' '.join(sorted(o.name for o in _languages()))
         raise ValueError(f"spaCy has no language {lang!r}: use one of {known}.") from e
-    tok.max_cache_size = 10**6 # 10**4 by default; tokenizers that are not spaCy's own have none, and ignore it
+    tok.vocab.lex_attr_getters = {}
     for o in special_toks:
         if [w.text for w in tok(o)] != [o]: tok.add_special_case(o, [{'ORTH': o}])
     return tok
@@ -184,25 +199,79 @@ def _languages():
     return [o for o in pkgutil.iter_modules(spacy.lang.__path__) if o.ispkg]
 
 # %% ../../nbs/data/02_tokenizer.ipynb #7a98a008
+_cut_chunks = re.compile(r'\S+|(?<!\S)\s+|[^\S ]\s*').findall
+
+# %% ../../nbs/data/02_tokenizer.ipynb #c20a95ce
+def _second_look(tok):
+    "A twin of spaCy's `tok` that does not look a second time, and the words with which that could begin a case."
+    cut_up = lambda o: tok.find_prefix(o) or tok.find_infix(o) or tok.find_suffix(o)
+    begins = {tok(o)[0].text for o in tok.rules if cut_up(o)}
+    loading = True # while spaCy reads rules, it registers for the second look those that the searches would cut
+    later = lambda search, nothing: search and (lambda text: nothing if loading else search(text))
+    twin = type(tok)(tok.vocab, tok.rules, later(tok.prefix_search, None), later(tok.suffix_search, None),
+                     later(tok.infix_finditer, ()), tok.token_match, tok.url_match)
+    loading = False
+    return twin, begins
+
+
+def _cuts_by_chunks(tok):
+    "Whether `tok` is spaCy's own, and not a Chinese one, say, and none of its special cases holds white space."
+    from spacy.tokenizer import Tokenizer
+    return type(tok) is Tokenizer and not any(o.strip() and re.search(r'\s', o) for o in tok.rules)
+
+# %% ../../nbs/data/02_tokenizer.ipynb #dc38d882
+class _Chunks:
+    "What is known about the chunks of texts: the words of most of them, and which are not to be remembered."
+    def __init__(self, tok):
+        self.tok,self.words,self.odd,self.n_chars = tok, {}, set(), 0
+        self.twin,self.begins = _second_look(tok)
+
+    def learn(self, chunks):
+        "Let spaCy cut new `chunks`, all in one text with line ends between them."
+        for chunk, words in zip(chunks, self._split(chunks)) if chunks else ():
+            self.n_chars += len(chunk)
+            changed = not self.begins.isdisjoint(words) and [w.text for w in self.twin(chunk)] != words
+            if changed: self.odd.add(chunk)
+            self.words[chunk] = (chunk,) if words == [chunk] else tuple(words)
+
+    def _split(self, chunks):
+        blank = [chunk for chunk in chunks if chunk.isspace()]
+        if blank: return ([w.text for w in self.tok(chunk)] for chunk in chunks)
+        words = [w.text for w in self.tok('\n'.join(chunks))]
+        ends = [i for i, word in enumerate(words) if word == '\n']
+        return (words[i + 1:j] for i, j in zip([-1, *ends], [*ends, len(words)]))
+
+    def cut(self, text):
+        "The words of `text`."
+        chunks = _cut_chunks(text)
+        self.learn(list(set(chunks).difference(self.words)))
+        if not self.odd.isdisjoint(chunks): return [w.text for w in self.tok(text)]
+        return list(chain.from_iterable(map(self.words.__getitem__, chunks)))
+
+# %% ../../nbs/data/02_tokenizer.ipynb #14f81bd7
 class SpacyTokenizer:
     "Words by the rules of spaCy for `lang`, without any of its models."
-    kind,max_words = 'spacy', 2**19
+    kind,max_words = 'spacy', 2**18
 
     def __init__(self,
         lang:str='en',                 # One of spaCy's languages: `'en'`, `'de'`, …, or `'xx'` for any
         special_toks:Iterable[str]=(), # Tokens to keep whole, beside those that begin with `xx`
     ):
         self.lang,self.special_toks = lang,tuple(special_toks)
-        self._spacy = self._afresh()
+        self._begin_afresh()
 
-    def _afresh(self): return _spacy_tokenizer(self.lang, self.special_toks)
+    def _begin_afresh(self):
+        self._spacy = _spacy_tokenizer(self.lang, self.special_toks)
+        self._chunks = _Chunks(self._spacy) if _cuts_by_chunks(self._spacy) else None
 
     def __call__(self,
         text:str, # Any text
     )->list[str]: # Its words, and what white space is more than a single space
         "Cut `text` into words."
-        if len(self._spacy.vocab) > self.max_words: self._spacy = self._afresh()
-        return [word.text for word in self._spacy(text)]
+        if self._n_words() > self.max_words: self._begin_afresh()
+        return self._chunks.cut(text) if self._chunks else [word.text for word in self._spacy(text)]
+
+    def _n_words(self): return self._chunks.n_chars // 8 if self._chunks else len(self._spacy.vocab)
 
     def to_dict(self)->dict: # Plain JSON
         "What `Tokenizer.from_dict` needs to make this again."
@@ -241,6 +310,126 @@ def _check_text(text):
     except UnicodeEncodeError as e:
         cure = "text.encode('utf-8', 'replace').decode()"
         raise ValueError(f'it holds half a surrogate pair, which {cure} replaces. ({e})') from e
+
+# %% ../../nbs/data/02_tokenizer.ipynb #48dad35d
+_max_chars,_max_line = 10**7, 10**4 # of text to learn from, and of one line of it
+
+
+def _sentencepiece():
+    try: import sentencepiece
+    except ImportError as e: raise ImportError("Subwords need sentencepiece: pip install 'awdtext[subwords]'") from e
+    return sentencepiece
+
+
+def _check_documents(texts):
+    for i, text in enumerate(texts):
+        try: _check_text(text)
+        except (TypeError, ValueError) as e: raise DocumentError(i, str(e)) from e
+
+
+def _sample_lines(texts):
+    "Lines of `texts`, each with a space in front; a random part of them where there is more than enough."
+    share,rng = _max_chars / max(1, sum(map(len, texts))), random.Random(0)
+    lines = (line[i:i + _max_line] for text in texts for line in text.replace('\0', ' ').splitlines()
+             for i in range(0, len(line), _max_line))
+    return (f' {line}' for line in lines if share >= 1 or rng.random() < share)
+
+
+def _learn_pieces(texts, vocab_sz, model_type):
+    "The bytes of the model that sentencepiece learns."
+    spm,model,n = _sentencepiece(), io.BytesIO(), min(_max_chars, sum(map(len, texts)))
+    if n > 10**6: say(f'Learning {vocab_sz:,} subwords from {n:,} characters: about {n / 10**6:.0f} seconds …')
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=_sample_lines(texts), model_writer=model, vocab_size=vocab_sz, model_type=model_type,
+            hard_vocab_limit=False, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
+            remove_extra_whitespaces=False, max_sentence_length=5 * _max_line, bos_id=-1, eos_id=-1, minloglevel=2)
+    except RuntimeError as e:
+        raise ValueError(f'no {vocab_sz} subwords can be learned from these {len(texts)} texts: vocab_sz must leave '
+                         f'room for 256 bytes and all characters, and the texts must hold some. ({e})') from e
+    return model.getvalue()
+
+# %% ../../nbs/data/02_tokenizer.ipynb #e167f286
+_byte_pieces = {f'<0x{i:02X}>': bytes([i]) for i in range(256)}
+
+
+def _as_bytes(text): return [f'<0x{o:02X}>' for o in text.encode()]
+
+
+def _cut(spm, text):
+    "The pieces of `text`; what reads like a space or a special token goes to bytes."
+    pieces = []
+    for i, part in enumerate(text.split('▁')):
+        if i: pieces += _as_bytes('▁')
+        pieces += spm.encode(part, out_type=str)
+    if set(special_tokens).isdisjoint(pieces): return pieces
+    return [o for piece in pieces for o in (_as_bytes(piece) if piece in special_tokens else [piece])]
+
+
+def _check_pieces(tokens, known):
+    strange = next((token for token in tokens if token not in known), None)
+    if strange is not None:
+        raise ValueError(f"{strange!r:.40} is none of the {len(known)} subwords of this tokenizer: vocabulary and "
+                         "tokenizer must be of one kin, as text_vocab=dls.vocab and tok_tfm=dls.tokenizer are; "
+                         "and a prompt is a text.")
+
+
+class Subwords:
+    "Words and pieces of words, as sentencepiece learns them from texts."
+    kind = unit = 'subwords'
+
+    def __init__(self,
+        vocab_sz:int=8000,           # Pieces, at most; 256 of them are bytes
+        model_type:str='unigram',    # Or `'bpe'`
+        model:bytes|str|None=None,   # What was learned, as bytes or in base64; None: nothing yet
+    ):
+        if model_type not in ('unigram', 'bpe'): raise ValueError(f"model_type={model_type!r}: use 'unigram' or 'bpe'.")
+        if vocab_sz < 300: raise ValueError(f'vocab_sz={vocab_sz}: use 300 or more, 256 of which are bytes.')
+        self.vocab_sz,self.model_type,self.model,self.pieces,self._spm = vocab_sz, model_type, None, None, None
+        if model: self._use(base64.b64decode(model) if isinstance(model, str) else model)
+
+    def _use(self, model):
+        try: spm = _sentencepiece().SentencePieceProcessor(model_proto=model)
+        except RuntimeError as e: raise ValueError(f'these {len(model)} bytes are no model of subwords: {e}') from e
+        self.model,self._spm = model,spm
+        self.pieces = [spm.id_to_piece(i) for i in range(len(spm)) if not spm.is_unknown(i)]
+
+    def setup(self,
+        texts:Sequence[str], # Documents; ten million characters of them are enough
+    )->None:
+        "Learn the pieces from `texts`, unless they are known."
+        if self.model: return
+        _check_documents(texts)
+        self._use(_learn_pieces(texts, self.vocab_sz, self.model_type))
+
+    def __call__(self,
+        text:str, # Any text
+    )->list[str]: # `BOS` and its pieces
+        "Cut `text` into pieces."
+        if not self.model: raise ValueError('the subwords are not learned yet: call setup(texts) first.')
+        return [BOS, *(_cut(self._spm, f' {text}') if text else ())]
+
+    def join(self,
+        pieces:Iterable[str], # As they were cut, or as a model wrote them
+    )->str:
+        "The text that was cut. Bytes that are no character, which a model may write, become `�`."
+        raw = b''.join(_byte_pieces.get(o) or o.replace('▁', ' ').encode() for o in pieces)
+        return raw.decode(errors='replace').removeprefix(' ')
+
+    def check(self,
+        tokens:Iterable[str], # Tokens from elsewhere
+    )->None:
+        "An error if one of `tokens` is none of the pieces."
+        _check_pieces(tokens, {*special_tokens, *(self.pieces or ())})
+
+    def to_dict(self)->dict: # Plain JSON, the learned model in it
+        "What `Tokenizer.from_dict` needs to make this again."
+        if not self.model: raise ValueError('subwords not learned yet cannot be saved: call setup(texts) first.')
+        return {'kind': self.kind, 'vocab_sz': self.vocab_sz, 'model_type': self.model_type,
+                'model': base64.b64encode(self.model).decode()}
+
+    def __reduce__(self): return type(self), (self.vocab_sz, self.model_type, self.model)
+    def __repr__(self): return f'Subwords({self.vocab_sz}, {self.model_type!r})'
 
 # %% ../../nbs/data/02_tokenizer.ipynb #0cfea078
 def _chunks(texts, size=2**17):
@@ -381,8 +570,7 @@ class Tokenizer:
         return progress(docs, total=total, label='tokenising') if total else docs
 
     def _chunk(self, chunk):
-        start,texts = chunk
-        return (self._document(text, i) for i, text in enumerate(texts, start))
+        return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
 
     def _document(self, text, index):
         try:
@@ -397,15 +585,34 @@ class Tokenizer:
         return tokens
 
     @property
-    def reads_characters(self): # bool
-        "Whether the tokens are characters."
-        return getattr(self.word_tok, 'kind', None) == Characters.kind
+    def unit(self): # str
+        "What the tokens are: `'words'`, `'characters'` or `'subwords'`."
+        return getattr(self.word_tok, 'unit', 'words')
+
+    @property
+    def pieces(self): # list[str] or None
+        "All tokens there can be, where that was learned; None where texts decide."
+        return getattr(self.word_tok, 'pieces', None)
+
+    def setup(self,
+        texts:Sequence[str], # Documents of the training part
+    ):                       # This tokenizer
+        "Learn what must be learned from texts, unless it was: subwords. Words and characters need nothing."
+        if hasattr(self.word_tok, 'setup'): self.word_tok.setup(texts)
+        return self
+
+    def check_tokens(self,
+        tokens:Iterable[str], # From a vocabulary, or a prompt
+    )->None:
+        "An error if one of `tokens` can plainly not come from this tokenizer."
+        if hasattr(self.word_tok, 'check'): self.word_tok.check(tokens)
 
     def detokenize(self,
         tokens:Iterable[str], # As this tokenizer gave them, or a language model
     )->str:                   # Readable text
-        "Tokens back to text: characters exactly, words by the function `detokenize`."
-        return ''.join(o for o in tokens if o not in _silent) if self.reads_characters else detokenize(tokens)
+        "Tokens back to text: characters and subwords exactly, words by the function `detokenize`."
+        if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
+        return self.word_tok.join(o for o in tokens if o not in _silent)
 
     def to_dict(self)->dict: # Plain JSON
         "Everything that is needed to make this tokenizer again."
@@ -425,10 +632,10 @@ class Tokenizer:
         names = ', '.join(getattr(o, '__name__', str(o)) for o in self.rules + self.post_rules)
         return f'Tokenizer({self.word_tok}, rules: {names})'
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #36025c59
 def _find_words(kind, **settings):
     "What `to_dict` of a word tokenizer described."
-    kinds = {o.kind: o for o in (SpacyTokenizer, BaseTokenizer, Characters)}
+    kinds = {o.kind: o for o in (SpacyTokenizer, BaseTokenizer, Characters, Subwords)}
     if kind not in kinds: raise ValueError(f'unknown kind of words {kind!r}: known are {", ".join(kinds)}.')
     return kinds[kind](**settings)
 
@@ -494,8 +701,18 @@ class CharTokenizer(Tokenizer):
     def __init__(self): super().__init__(Characters(), rules=(), post_rules=())
 
 
-def reads_characters(
+class SubwordTokenizer(Tokenizer):
+    "Text to subwords, without any rule; joined they are the text. They are learned from the first texts given to it."
+    def __init__(self,
+        vocab_sz:int=8000,        # Pieces, at most; 256 of them are bytes
+        model_type:str='unigram', # Or `'bpe'`
+    ):
+        super().__init__(Subwords(vocab_sz, model_type), rules=(), post_rules=())
+
+
+def token_unit(
     described:dict|None, # What `Tokenizer.to_dict` returned, or anything else
-)->bool:
-    "Whether it is of a tokenizer whose tokens are characters."
-    return isinstance(described, dict) and described['words']['kind'] == Characters.kind
+)->str:                  # `'words'`, `'characters'` or `'subwords'`
+    "What the tokens are that this tokenizer makes."
+    kind = described['words']['kind'] if isinstance(described, dict) else None
+    return kind if kind in (Characters.unit, Subwords.unit) else 'words'

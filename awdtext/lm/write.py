@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import new_seed
 from ..data.dataloaders import TextDataLoaders, as_list
-from ..data.tokenizer import BOS, EOS, FLD, PAD, UNK, check_characters
+from ..data.tokenizer import BOS, EOS, FLD, PAD, UNK
 from .generate import Law, beam_search, generate_batch, steps
 
 # %% ../../nbs/lm/45_write.ipynb #998a69d8
@@ -49,7 +49,7 @@ def prompt_tokens(
     "The tokens that are read before the first word is drawn, in the order of the text."
     tok = dls.tokenizer
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
-    if tok and tok.reads_characters: check_characters(tokens)
+    if tok and not isinstance(text, str): tok.check_tokens(tokens)
     return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 
 
