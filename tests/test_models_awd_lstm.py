@@ -4,13 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
-from awdtext.models.dropout import dropout_mask
+from awdtext.models.dropout import drop_weights, dropout_mask
 from awdtext.models.lstm import WeightDropLSTM, lstm_kernel, lstm_loop
 
 VOCAB_SZ = 20
@@ -80,8 +79,8 @@ def test_a_dropped_weight_is_dropped_for_the_whole_pass(p, input_p):
     rnn,x = WeightDropLSTM(3, 8, p, input_p).double(), torch.randn(4, 9, 3).double()
     seed_all(1); ours = rnn(x)
     seed_all(1)
-    W = F.dropout(rnn.weight_ih_l0, input_p) if input_p else rnn.weight_ih_l0
-    U = F.dropout(rnn.weight_hh_l0, p) if p else rnn.weight_hh_l0
+    W = drop_weights(rnn.weight_ih_l0, input_p) if input_p else rnn.weight_ih_l0
+    U = drop_weights(rnn.weight_hh_l0, p) if p else rnn.weight_hh_l0
     zeros = torch.zeros(4, 8).double()
     assert_close(ours, slow_lstm(x, (zeros, zeros), W, U, rnn.bias_ih_l0 + rnn.bias_hh_l0))
     ours[0].sum().backward()
@@ -115,7 +114,7 @@ def test_in_evaluation_the_encoder_is_a_stack_of_lstms(n_layers):
 def slow_encoder(enc, ids, state, p):
     "The paper in training: masks drawn in the order of the formula, then everything by slow loops."
     def mask(p, *shape): return dropout_mask(enc.embedding.weight, shape, p)
-    def drop(weight, p): return weight * F.dropout(torch.ones_like(weight), p)
+    def drop(weight, p): return weight * dropout_mask(weight, weight.shape, p)
     E,(bs, sl) = enc.embedding.weight, ids.shape
     m_embed,m_input = mask(p['embed_p'], VOCAB_SZ), mask(p['input_p'], bs, 1, 4)[:, 0]
     x = torch.stack([m_embed[w] * E[w] * m_input[k] for k in range(bs) for w in ids[k]]).view(bs, sl, -1)

@@ -7,11 +7,10 @@ __all__ = ['gru_loop', 'WeightDropGRU', 'gru_kernel', 'GRU']
 
 # %% ../../nbs/models/15_gru.ipynb #17d40c42
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
-from .dropout import check_p
+from .lstm import WeightDropRNN, pieces
 
 # %% ../../nbs/models/15_gru.ipynb #868be3ff
 def gru_loop(
@@ -32,21 +31,9 @@ def gru_loop(
     return torch.stack(hs, dim=1), h
 
 # %% ../../nbs/models/15_gru.ipynb #3eb11218
-class WeightDropGRU(nn.Module):
-    "One GRU layer whose hidden-to-hidden weights are dropped in training, once for each call."
-    def __init__(self,
-        n_in:int,                 # Size of the input
-        n_hid:int,                # Size of the hidden state
-        weight_p:float=0.,        # Probability of dropping a hidden-to-hidden weight
-        input_weight_p:float=0.,  # Probability of dropping an input-to-hidden weight
-    ):
-        super().__init__()
-        self.n_in,self.n_hid = n_in,n_hid
-        self.weight_p,self.input_weight_p = check_p(weight_p, 'weight_p'), check_p(input_weight_p, 'input_weight_p')
-        bound = n_hid ** -.5
-        def uniform(*shape): return nn.Parameter(torch.empty(3*n_hid, *shape).uniform_(-bound, bound))
-        self.weight_ih_l0,self.weight_hh_l0 = uniform(n_in), uniform(n_hid)
-        self.bias_ih_l0,self.bias_hh_l0 = uniform(), uniform()
+class WeightDropGRU(WeightDropRNN):
+    "One GRU layer with dropped weights."
+    n_gates = 3
 
     def forward(self,
         x:Tensor,         # (bs, seq_len, n_in); fastest if `x.transpose(0, 1)` is contiguous
@@ -54,20 +41,15 @@ class WeightDropGRU(nn.Module):
         starts:Tensor=None, # Where the state is set to zero first, bool, (bs, seq_len); nowhere if None
     )->tuple:             # (bs, seq_len, n_hid), and the new `(h,)`
         "Run over the window `x` from `state`."
-        (h,) = state or (x.new_zeros(len(x), self.n_hid),)
-        W = self._drop(self.weight_ih_l0, self.input_weight_p)
-        U = self._drop(self.weight_hh_l0, self.weight_p)
-        outs,cuts = [], [0] if starts is None else sorted({0, *starts.any(0).nonzero()[:, 0].tolist()})
-        for start, end in zip(cuts, [*cuts[1:], x.shape[1]]):
-            if starts is not None: h = h.masked_fill(starts[:, start, None], 0.)
-            out,h = gru_kernel(x[:, start:end], h, W, U, self.bias_ih_l0, self.bias_hh_l0)
+        (h,),weights = state or (x.new_zeros(len(x), self.n_hid),), self.weights()
+        if starts is None:
+            out,h = gru_kernel(x, h, *weights)
+            return out, (h,)
+        outs = []
+        for start, end in pieces(starts):
+            out,h = gru_kernel(x[:, start:end], h.masked_fill(starts[:, start, None], 0.), *weights)
             outs.append(out)
-        return outs[0] if len(outs) == 1 else torch.cat(outs, 1), (h,)
-
-    def _drop(self, weight, p): return F.dropout(weight, p) if self.training and p > 0 else weight
-
-    def extra_repr(self):
-        return f'{self.n_in}, {self.n_hid}, weight_p={self.weight_p}, input_weight_p={self.input_weight_p}'
+        return torch.cat(outs, 1), (h,)
 
 # %% ../../nbs/models/15_gru.ipynb #a6b03d3e
 def gru_kernel(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
-from .dropout import check_p
+from .dropout import check_p, drop_weights
 
 # %% ../../nbs/models/14_qrnn.ipynb #e57e102d
 def qrnn_loop(
@@ -104,7 +104,7 @@ class WeightDropQRNN(nn.Module):
         c,*last = state
         def fresh(o): return o if starts is None else o.masked_fill(starts.t()[..., None], 0.)
         seen = torch.cat([x, fresh(torch.cat([last[0][None], x[:-1]]))], 2) if last else x
-        W = F.dropout(self.weight, self.weight_p) if self.training and self.weight_p > 0 else self.weight
+        W = drop_weights(self.weight, self.weight_p) if self.training and self.weight_p > 0 else self.weight
         gates = F.linear(seen, W, self.bias)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))  # in bfloat16 a cell would forget to add
         z,f,o = gates.chunk(3, dim=2)                                      # each (seq_len, bs, n_hid)
