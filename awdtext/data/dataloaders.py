@@ -724,6 +724,19 @@ def _read_lm(self,
     self.reset_at_docs = reset_at_docs
     return self
 
+# %% ../../nbs/data/07_dataloaders.ipynb #a2507b07
+def _read_docs(self,
+    *,
+    max_tokens:int|None=None, # In a batch, padding included, at most: long documents come fewer at a time than `bs`
+):                            # These loaders
+    "Choose how large the batches of a classifier are: all that is not given is as it is without this."
+    if self.is_lm: raise ValueError("These data are for a language model, which reads windows of seq_len: choose bs.")
+    if max_tokens is not None: max_tokens = positive_int(max_tokens, 'max_tokens')
+    for dl in (self.train, self.valid, self.test):
+        if dl is not None: dl.max_tokens = max_tokens
+    self.max_tokens = max_tokens
+    return self
+
 # %% ../../nbs/data/07_dataloaders.ipynb #b9299350
 class TextDataLoaders:
     "A training and a validation loader with one vocabulary."
@@ -748,12 +761,12 @@ class TextDataLoaders:
         self.seq_len,self.val_bs,self.backwards,self.path = seq_len, val_bs, backwards, Path(path)
         self.bs = val_bs if train is None else train.bs
         self.device = default_device() if device is None else torch.device(device)
-        self.reset_at_docs = False
+        self.reset_at_docs,self.max_tokens = False,None
 
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
     from_parts,from_dblock = classmethod(_from_parts), classmethod(_from_dblock)
-    read_lm = _read_lm
+    read_lm,read_docs = _read_lm,_read_docs
 
     def test_dl(self,
         texts:Sequence,            # Strings, or lists of tokens if there is no tokenizer
@@ -764,7 +777,8 @@ class TextDataLoaders:
         if self.is_lm:
             return LMDataLoader(corpus, self.val_bs, self.seq_len, device=self.device, reset_at_docs=self.reset_at_docs)
         targets = None if labels is None else self.labeler(list(labels))
-        return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device)
+        return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device,
+                                    max_tokens=self.max_tokens)
 
     def one_batch(self):
         "The first batch of the coming pass over the training part, which is not begun by this."
