@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .core import say, to_device
-from .data.batches import Categorize, MultiCategorize, RegressionSetup
-from .data.dataloaders import TextDataLoaders, label_text, show_rows
+from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, TextBatch
+from .data.dataloaders import TextDataLoaders, encode_texts, label_text, show_rows
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, check_characters, reads_characters
 from .data.vocab import Vocab, match_vocab
@@ -29,12 +29,14 @@ from .lm.neural_cache import NeuralCache, tune_cache
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
+from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi
 from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
+from .training.precision import MixedPrecision, choose_for_prediction
 from .training.resume import plain
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen, rate_is_scheduled
 from .training.tracking import TimeLeft, begin_stage, format_hours
@@ -141,7 +143,7 @@ class TextLearner(Learner):
     ):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
-        self.config,self.options = config,options
+        self.config,self.options,self._twins = config,options,Twins()
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
     @property
@@ -190,12 +192,46 @@ class TextLearner(Learner):
             own = {'options': self.options, 'labeler': labels, 'weights': self.model.state_dict()}
             return write_bundle(self.path / file, {**self._text_state(), **own}, self.kind)
 
+    @torch.no_grad()
+    def get_preds(self,
+        ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
+        dl=None,               # Or any loader
+        with_loss:bool=False,  # Whether to give the loss of each document too
+        *,
+        precision:str|None=None, # `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`, where the device has it; the learner's if None
+    )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
+        "Predictions, as probabilities or values, in the order of the data; batches by length, whatever those of the loader."
+        dl = self._dl(ds_idx, dl)
+        with self._for_prediction(precision):
+            return self._read(dl.by_length() if isinstance(dl, ClassifierDataLoader) else dl, with_loss)
+
+    @torch.no_grad()
     def predict(self,
         text:str|list[str], # One document
+        *,
+        precision:str|None=None, # As in `get_preds`
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
-        if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        return _decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0], self.dls.labeler)
+        dls = self.dls
+        if dls.tokenizer is None and isinstance(text, str): text = text.split()
+        doc = encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
+        if not doc.n_tokens: raise ValueError(f"There is nothing to read in {text!r}: it has no tokens.")
+        with self._for_prediction(precision):
+            probs,_ = self._read([(TextBatch(doc.ids[None].long(), doc.lengths), None)])
+        return _decode(probs[0], dls.labeler)
+
+    @contextmanager
+    def _for_prediction(self, precision):
+        "Within this context the model is its twin for predictions."
+        precision = choose_for_prediction(precision or self.precision.name, self.device)
+        with self._aside():
+            self.model.eval()
+            kept = self.model,self.precision
+            try:
+                self.model = self._twins(self.model, precision)
+                self.precision = MixedPrecision('fp32' if self.model is not kept[0] else precision, self.device)
+                yield
+            finally: self.model,self.precision = kept
 
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
