@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import say, to_device
-from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup, TextBatch
+from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, encode_texts, label_text, show_rows
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import BOS, EOS, FLD, PAD, UNK, Tokenizer, check_characters, reads_characters
@@ -215,10 +215,8 @@ class TextLearner(Learner):
         dls = self.dls
         if dls.tokenizer is None and isinstance(text, str): text = text.split()
         doc = encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
-        if not doc.n_tokens: raise ValueError(f"There is nothing to read in {text!r}: it has no tokens.")
-        with self._for_prediction(precision):
-            probs,_ = self._read([(TextBatch(doc.ids[None].long(), doc.lengths), None)])
-        return _decode(probs[0], dls.labeler)
+        dl = ClassifierDataLoader(doc, bs=1, seed=0)
+        with self._for_prediction(precision): return _decode(self._read(dl)[0][0], dls.labeler)
 
     @contextmanager
     def _for_prediction(self, precision):
