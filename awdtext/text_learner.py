@@ -198,9 +198,9 @@ class TextLearner(Learner):
         dl=None,               # Or any loader
         with_loss:bool=False,  # Whether to give the loss of each document too
         *,
-        precision:str|None=None, # `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`, where the device has it; the learner's if None
+        precision:str|None=None, # `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`; the learner's if None
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
-        "Predictions, as probabilities or values, in the order of the data; batches by length, whatever those of the loader."
+        "Predictions, as probabilities or values, in the order of the data, whatever the batches of the loader."
         dl = self._dl(ds_idx, dl)
         with self._for_prediction(precision):
             return self._read(dl.by_length() if isinstance(dl, ClassifierDataLoader) else dl, with_loss)

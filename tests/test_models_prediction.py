@@ -1,4 +1,4 @@
-"Reading for predictions: float32, bfloat16 and bytes against float64, one document at a time, and a model left as it was."
+"Reading for predictions: float32, bfloat16 and bytes against float64, one document at a time; models left as they were."
 import copy
 import pickle
 
@@ -233,7 +233,8 @@ def test_the_model_and_the_learner_are_left_as_they_were(learn, precision):
     learn.predict('a dull w1 w2', precision=precision)
     for name, value in learn.model.state_dict().items(): assert value.equal(before[name])
     assert kept == (learn.model, learn.precision, learn.dls.valid.epoch)
-    assert modes == [m.training for m in learn.model.modules()] and all(p.requires_grad for p in learn.model.parameters())
+    assert modes == [m.training for m in learn.model.modules()]
+    assert all(p.requires_grad for p in learn.model.parameters())
     if precision is None: assert torch.get_rng_state().equal(rng)
 
 
@@ -290,7 +291,8 @@ def test_a_learner_that_has_predicted_can_be_copied_and_exported(learn, precisio
 
 def test_precisions_that_cannot_be(learn, monkeypatch, capsys):
     for call in (learn.get_preds, lambda precision: learn.predict('w1', precision=precision)):
-        with pytest.raises(ValueError, match="precision='int4': use 'fp32', 'fp16', 'bf16' or 'int8'"): call(precision='int4')
+        message = "precision='int4': use 'fp32', 'fp16', 'bf16' or 'int8'"
+        with pytest.raises(ValueError, match=message): call(precision='int4')
     with pytest.raises(ValueError, match="'int8' is for a classifier's predictions"): learn.compute_in('int8')
     exact = learn.get_preds()[0]
     monkeypatch.setattr('awdtext.training.precision.can_int8', lambda: False)

@@ -238,7 +238,7 @@ class ClassifierDataLoader:
         seed:int|None=None,                  # Of the passes; None: drawn from torch's generator
         pad_idx:int=1,                       # What rows are filled up with
         device:torch.device|str|None=None,   # Where batches go; None: where the ids are
-        max_tokens:int|None=None,            # In a batch, padding included, at most; None: as many as `bs` documents have
+        max_tokens:int|None=None,            # In a batch, padding included, at most; None: only `bs` counts
     ):
         self.bs,self.max_tokens = positive_int(bs, 'bs'), max_tokens
         if max_tokens is not None: self.max_tokens = positive_int(max_tokens, 'max_tokens')
@@ -257,7 +257,8 @@ class ClassifierDataLoader:
     )->'ClassifierDataLoader':
         "The same documents for predictions: the longest first, up to 512 in a batch. No pass over this loader begins."
         max_tokens = max_tokens if self.max_tokens is None else min(max_tokens, self.max_tokens)
-        return ClassifierDataLoader(self.corpus, self.targets, 512, False, self.seed, self.pad_idx, self.device, max_tokens)
+        return ClassifierDataLoader(self.corpus, self.targets, 512, False, self.seed, self.pad_idx, self.device,
+                                    max_tokens)
 
     def describe(self)->dict:
         "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."

@@ -23,7 +23,8 @@ def supported(
 )->bool:
     "Whether `device` has the hardware to gain from this precision."
     if name not in _DTYPES:
-        raise ValueError(f"precision={name!r}: use 'fp32', 'fp16' or 'bf16' ('int8' is for a classifier's predictions).")
+        raise ValueError(f"precision={name!r}: use 'fp32', 'fp16' or 'bf16' ('int8' is for a classifier's "
+                         "predictions).")
     if name == 'fp32': return True
     if device.type == 'cuda': return name == 'fp16' or torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities() if device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
