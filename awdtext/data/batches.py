@@ -253,7 +253,7 @@ class ClassifierDataLoader:
         return bucketed(self.corpus.lengths, self.bs, generator, self.max_tokens)
 
     def by_length(self,
-        max_tokens:int=2**15, # In a batch, padding included; less if these batches have less
+        max_tokens:int=2**17, # In a batch, padding included; less if these batches have less
     )->'ClassifierDataLoader':
         "The same documents for predictions: the longest first, up to 512 in a batch. No pass over this loader begins."
         max_tokens = max_tokens if self.max_tokens is None else min(max_tokens, self.max_tokens)

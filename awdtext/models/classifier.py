@@ -8,7 +8,7 @@ __all__ = ['checked_lengths', 'windows', 'pooled_positions', 'SentenceEncoder', 
            'get_text_classifier', 'clas_split']
 
 # %% ../../nbs/models/18_classifier.ipynb #182ab00a
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -40,12 +40,16 @@ def checked_lengths(
 def windows(
     ns:list[int],   # Tokens in each document, the longest first
     seq_len:int,    # Tokens in a window at most
-    at_ends:bool=False, # Whether a window also ends where a document does, so that there is no padding in it
+    shortest:int|None=None, # A window of so many tokens ends where a document does; None: only the longest ends one
 )->list[tuple[int, int, int]]: # First position, one after the last, and how many documents reach into it
-    "The windows in which a batch is read."
-    stops = sorted({*range(seq_len, ns[0], seq_len), *(ns if at_ends else ns[:1])})
-    ends = ns[::-1]
-    return [(start, stop, len(ns) - bisect_right(ends, start)) for start, stop in zip([0, *stops], stops)]
+    "The windows in which a batch is read; with `shortest=1` there is no padding in them."
+    ends,start,found = ns[::-1], 0, []
+    while start < ns[0]:
+        cut = ns[0] if shortest is None else ends[min(bisect_left(ends, start + shortest), len(ns) - 1)]
+        stop = min(start + seq_len, cut)
+        found.append((start, stop, len(ns) - bisect_right(ends, start)))
+        start = stop
+    return found
 
 # %% ../../nbs/models/18_classifier.ipynb #d48c03fb
 def pooled_positions(
@@ -70,6 +74,7 @@ class SentenceEncoder(nn.Module):
         for name, value in (('seq_len', seq_len), ('max_len', max_len)):
             if value is not None and value < 1: raise ValueError(f"{name}={value}: use at least 1.")
         self.encoder,self.seq_len,self.max_len = encoder,seq_len,max_len
+        self.shortest = 16  # window in evaluation: each begins with laying out weights and choosing kernels
 
     def forward(self,
         ids:Tensor,     # Right-padded token ids, (bs, seq_len)
@@ -94,9 +99,10 @@ class SentenceEncoder(nn.Module):
 
     def _outputs(self, ids, ns):
         "The windows with something to pool: first position, one after the last, and outputs."
-        state,seq_len,at_ends = None, self.seq_len, not (torch.is_grad_enabled() or self.encoder.training)
-        if at_ends: seq_len = max(1, min(seq_len, 4096 // len(ns)))    # then windows do not matter, and memory does
-        for start, stop, rows in windows(ns, seq_len, at_ends):
+        state,seq_len,shortest = None, self.seq_len, None
+        if not (torch.is_grad_enabled() or self.encoder.training):     # then windows do not matter, and memory does
+            seq_len,shortest = max(1, min(seq_len, 8192 // len(ns))), self.shortest
+        for start, stop, rows in windows(ns, seq_len, shortest):
             pooled = self.max_len is None or ns[rows - 1] - self.max_len < stop
             with torch.set_grad_enabled(pooled and torch.is_grad_enabled()):
                 raw,state = self.encoder(ids[:rows, start:stop], next_state(state, rows))
