@@ -112,7 +112,8 @@ def _decode(probs, labeler):
 
 def _one_document(text, dls):
     if dls.tokenizer is None and isinstance(text, str): text = text.split()
-    return ClassifierDataLoader(encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0), bs=1, seed=0)
+    doc = encode_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
+    return ClassifierDataLoader(doc, bs=1, seed=0)
 
 
 @contextmanager
