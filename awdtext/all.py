@@ -38,6 +38,7 @@ from .models.dropout import EmbeddingDropout, RNNDropout, VariationalDropout, We
 from .models.gru import GRU, WeightDropGRU
 from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
+from .models.prediction import PreparedLSTM, prepare
 from .models.qrnn import QRNN, WeightDropQRNN
 from .report import HTMLReport, training_report, write_report
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner

@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import display_mode, progress, say
 from .data.batches import Categorize, MultiCategorize, bucketed, collate
 from .data.corpus import Corpus
-from .data.dataloaders import TextDataLoaders, encode_texts, label_text
+from .data.dataloaders import TextDataLoaders, numericalize_texts, label_text
 from .duplicates import near_duplicates
 from .lm.evaluate import evaluating, windows
 from .text_learner import LMLearner, TextLearner
@@ -299,7 +299,7 @@ def _encoded(learn, text):
     "The tokens of a text as the model reads them, and their ids, (1, n)."
     cut = learn.dls.tokenizer or str.split
     tokens = cut(text) if isinstance(text, str) else list(text)
-    ids = encode_texts([tokens], learn.dls.vocab, None, learn.dls.backwards)[0].long()
+    ids = numericalize_texts([tokens], learn.dls.vocab, None, learn.dls.backwards)[0].long()
     if not len(ids): raise ValueError("The text has no tokens.")
     return learn.dls.vocab.decode(ids), ids[None].to(learn.device)
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .core import say, to_device
-from .data.batches import Categorize, MultiCategorize, RegressionSetup
-from .data.dataloaders import TextDataLoaders, label_text, show_rows
+from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
+from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
@@ -31,6 +31,7 @@ from .lm.write import Continuation, text_law, write, write_beam, write_stream
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
+from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
 from .training.judge import Calibration, ClassReport, calibration, class_report, fit_temperature
 from .training.learner import Learner, listed
@@ -38,6 +39,7 @@ from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_
 from .training.metrics import Perplexity, accuracy, accuracy_multi
 from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
+from .training.precision import MixedPrecision, choose_for_prediction
 from .training.resume import plain
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen, rate_is_scheduled
 from .training.tracking import TimeLeft, begin_stage, format_hours
@@ -136,6 +138,26 @@ def _decode(probs, labeler):
     return labeler.decode(idx), idx, probs
 
 
+def _one_document(text, dls):
+    if dls.tokenizer is None and isinstance(text, str): text = text.split()
+    doc = numericalize_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
+    return ClassifierDataLoader(doc, bs=1, seed=0)
+
+
+@contextmanager
+def _for_prediction(learn, precision):
+    "Within this context the learner's model is its twin for predictions."
+    precision = choose_for_prediction(precision or learn.precision.name, learn.device)
+    with learn._aside():
+        learn.model.eval()
+        kept = learn.model,learn.precision
+        try:
+            learn.model = learn._twins(learn.model, precision)
+            learn.precision = MixedPrecision('fp32' if learn.model is not kept[0] else precision, learn.device)
+            yield
+        finally: learn.model,learn.precision = kept
+
+
 def _results(learn, dl, n):
     "Rows of the loader's first batch, each with what the model says."
     epoch,batch = dl.epoch,next(iter(dl))
@@ -169,7 +191,7 @@ class TextLearner(Learner):
     ):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
-        self.config,self.options = config,options
+        self.config,self.options,self._twins = config,options,Twins()
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
     @property
@@ -218,12 +240,28 @@ class TextLearner(Learner):
             own = {'options': self.options, 'labeler': labels, 'weights': self.model.state_dict()}
             return write_bundle(self.path / file, {**self._text_state(), **own}, self.kind)
 
+    @torch.no_grad()
+    def get_preds(self,
+        ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
+        dl=None,               # Or any loader
+        with_loss:bool=False,  # Whether to give the loss of each document too
+        *,
+        precision:str|None=None, # `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`; the learner's if None
+    )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
+        "Predictions, as probabilities or values, in the order of the data, whatever the batches of the loader."
+        dl = self._dl(ds_idx, dl)
+        with _for_prediction(self, precision):
+            return self._read(dl.by_length() if isinstance(dl, ClassifierDataLoader) else dl, with_loss)
+
+    @torch.no_grad()
     def predict(self,
         text:str|list[str], # One document
+        *,
+        precision:str|None=None, # As in `get_preds`
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
-        if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        return _decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0], self.dls.labeler)
+        dl = _one_document(text, self.dls)
+        with _for_prediction(self, precision): return _decode(self._read(dl)[0][0], self.dls.labeler)
 
     def encode(self,
         texts:Iterable,  # Strings, or lists of tokens if there is no tokenizer

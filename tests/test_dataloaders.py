@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from awdtext.core import seed_all
 from awdtext.data import dataloaders
 from awdtext.data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
-from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, encode_texts, get_text_files
+from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, numericalize_texts, get_text_files
 from awdtext.data.stream import LMDataLoader
 from awdtext.data.tokenizer import BaseTokenizer, DocumentError, Tokenizer, special_tokens
 from awdtext.data.vocab import Vocab
@@ -470,7 +470,7 @@ def test_new_texts_of_a_language_model():
     dls = TextDataLoaders.from_df(frame, is_lm=True, **plain)
     dl = dls.test_dl(texts[:3])
     assert docs(dl, dls.vocab) == ['xxbos ' + text for text in texts[:3]] and dl.windows is None
-    assert encode_texts(texts[:3], dls.vocab, dls.tokenizer).ids.equal(dl.corpus.ids)
+    assert numericalize_texts(texts[:3], dls.vocab, dls.tokenizer).ids.equal(dl.corpus.ids)
 
 
 @pytest.mark.parametrize('is_lm', [False, True])

@@ -1,5 +1,7 @@
 "Whole documents in windows: against one document at a time, whatever the batch, and pooling against slow loops."
+import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,3 +197,105 @@ def test_groups_cover_every_parameter_once():
     clas = new_classifier()
     assert sorted(id(p) for group in clas_split(clas) for p in group) == sorted(id(p) for p in clas.parameters())
     assert len(clas_split(clas)) == 2 + 2
+
+
+# Frozen layers
+
+def saved_in(clas, ids, lengths):
+    "Shapes of all that is kept for a backward pass, and the logits."
+    shapes = []
+    def pack(t):
+        shapes.append(tuple(t.shape))
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): logits = clas(ids, lengths).logits
+    return shapes,logits
+
+
+def freeze_below(clas, n):
+    "As `freeze_to(-n)`."
+    groups = clas_split(clas)
+    for i, group in enumerate(groups):
+        for p in group: p.requires_grad_(i >= len(groups) - n)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'GRU', 'QRNN'])
+def test_a_frozen_encoder_keeps_nothing_for_a_backward_pass(arch, precision):
+    torch.manual_seed(0)
+    clas = get_text_classifier(VOCAB_SZ, 3, dict(TINY, arch=arch), seq_len=5, max_len=12, drop_mult=1.).train()
+    ids,lengths = batch(documents(23, 20, 13, 8, 5, 2))
+    head = copy.deepcopy(clas.head)
+    freeze_below(clas, 1)
+    with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
+        shapes,logits = saved_in(clas, ids, lengths)
+        head_alone = lambda *x: SimpleNamespace(logits=head.classify(torch.randn(6, 12)))
+        of_head,_ = saved_in(head_alone, ids, lengths)
+    assert sorted(shapes) == sorted(of_head)
+    logits.float().sum().backward()
+    assert all((p.grad is not None) == (name[:5] == 'head.') for name, p in clas.named_parameters())
+    freeze_below(clas, 2)
+    assert len(saved_in(clas, ids, lengths)[0]) > len(of_head)           # and otherwise it does
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 4])
+@pytest.mark.parametrize('training', [True, False])
+def test_frozen_layers_say_and_teach_the_same(n, training):
+    "With every dropout, whose masks are the same ones; gradients of what is not frozen are as without freezing."
+    torch.manual_seed(n)
+    free = get_text_classifier(VOCAB_SZ, 3, dict(TINY, n_layers=2), seq_len=5, max_len=12, drop_mult=1.).double()
+    frozen,(ids, lengths) = copy.deepcopy(free), batch(documents(23, 20, 13, 8, 5, 2))
+    freeze_below(frozen, n)
+    results = []
+    for clas in (free, frozen):
+        torch.manual_seed(7)
+        results.append(clas.train(training)(ids, lengths))
+        results[-1].logits.square().sum().backward()
+    assert_close(results[0].logits, results[1].logits, rtol=1e-10, atol=1e-12)
+    assert (results[1].raw is None) == (n == 1)
+    for p, q in zip(free.parameters(), frozen.parameters()):
+        if q.requires_grad: assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+        else: assert q.grad is None
+
+
+def test_layers_below_the_first_that_learns_run_without_a_graph():
+    clas,modes = get_text_classifier(VOCAB_SZ, 2, dict(TINY, n_layers=3), seq_len=50), []
+    for rnn in clas.encoder.rnns:
+        rnn.register_forward_hook(lambda m, args, out: modes.append((torch.is_grad_enabled(), out[0].requires_grad)))
+    for n, expected in ((1, [0, 0, 0]), (2, [0, 0, 1]), (3, [0, 1, 1]), (5, [1, 1, 1])):
+        freeze_below(clas, n)
+        modes.clear()
+        clas(*batch(documents(9, 8)))
+        assert modes == [(bool(e), bool(e)) for e in expected]
+
+
+def test_dropout_of_frozen_layers_stays():
+    clas,(ids, lengths) = get_text_classifier(VOCAB_SZ, 2, TINY, drop_mult=1.), batch(documents(9, 8))
+    freeze_below(clas, 1)
+    pooled = [clas.train().sentences.pooled(ids, lengths) for _ in range(2)]
+    assert not pooled[0].equal(pooled[1])
+
+
+def test_a_gradient_of_embeddings_goes_through_frozen_layers():
+    "Who asks what the words did gets an answer."
+    clas,(ids, lengths) = new_classifier(), batch(documents(9, 8, 3))
+    def grads(clas):
+        seen = []
+        def keep(m, args, out):
+            seen.append(out.detach().requires_grad_())
+            return seen[-1]
+        handle = clas.encoder.embedding.register_forward_hook(keep)
+        clas(ids, lengths).logits.sum().backward()
+        handle.remove()
+        return [o.grad for o in seen]
+    free = grads(clas)
+    for p in clas.parameters(): p.requires_grad_(False)
+    assert_close(grads(clas), free, rtol=1e-9, atol=1e-12)
+    assert sum(g.abs().sum() for g in free) > 0
+
+
+@pytest.mark.parametrize('max_len', [1, 7, None])
+def test_pooling_of_windows_is_pooling_of_the_whole(max_len):
+    clas,(ids, lengths) = new_classifier(seq_len=5, max_len=max_len), batch(documents(3, 23, 20, 13, 5, 23))
+    whole = masked_concat_pool(*clas.sentences(ids, lengths))
+    assert_close(clas.sentences.pooled(ids, lengths), whole, rtol=1e-10, atol=1e-12)          # windows of seq_len
+    with torch.no_grad(): assert_close(clas.sentences.pooled(ids, lengths), whole, rtol=1e-10, atol=1e-12)

@@ -95,7 +95,7 @@ def test_an_explosion_is_ended_and_undone():
 def test_the_average_comes_back_with_the_iterate():
     means = []
     learn = guarded(plain_learner(two_classes(200), cbs=ASGD(start=2)), keep=5)
-    keep_mean = lambda learn: means.append(learn.average and snapshot(learn.average.mean.module))
+    keep_mean = lambda learn: means.append(learn.average and snapshot(learn.average.mean))
     look = Do('before_batch', keep_mean)
     with pytest.raises(FloatingPointError, match='last good ones again'): learn.fit(1, cbs=[look, spoil(13)])
     assert_same(snapshot(learn.model), means[10])

@@ -8,6 +8,7 @@ __all__ = ['is_missing', 'Categorize', 'MultiCategorize', 'RegressionSetup', 'Te
 
 # %% ../../nbs/data/06_batches.ipynb #c169e9a9
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from numbers import Real
 from typing import NamedTuple
 
@@ -200,12 +201,15 @@ def bucketed(
     lengths:Tensor,                        # (n,) lengths of the documents
     bs:int,                                # Documents in a batch
     generator:torch.Generator|None=None,   # Randomness of training; None: all sorted, longest first
+    max_tokens:int|None=None,              # Documents times the longest of them at most; None: only `bs` counts
 )->list[Tensor]:                           # Indices of the documents of each batch
     "Batches of documents of like length."
-    if generator is None: return list(_longest_first(torch.arange(len(lengths)), lengths).split(bs))
+    if generator is None: return _cut(torch.arange(len(lengths)), lengths, bs, max_tokens)
     shuffled = torch.randperm(len(lengths), generator=generator)
-    batches = [batch for chunk in shuffled.split(bs * 50) for batch in _longest_first(chunk, lengths).split(bs)]
-    if len(batches[-1]) == 1 and len(batches) > 1: batches[-2:] = [_longest_first(torch.cat(batches[-2:]), lengths)]
+    batches = []
+    for batch in chain(*(_cut(chunk, lengths, bs, max_tokens, least=2) for chunk in shuffled.split(bs * 50))):
+        if len(batch) == 1 and batches: batches[-1] = _longest_first(torch.cat([batches[-1], batch]), lengths)
+        else: batches.append(batch)
     order = torch.randperm(len(batches), generator=generator).tolist()
     first = max(order, key=lambda i: int(lengths[batches[i][0]]))
     return [batches[first]] + [batches[i] for i in order if i != first]
@@ -213,19 +217,31 @@ def bucketed(
 
 def _longest_first(idxs, lengths): return idxs[lengths[idxs].sort(descending=True, stable=True).indices]
 
-# %% ../../nbs/data/06_batches.ipynb #e7e249bb
+
+def _cut(idxs, lengths, bs, max_tokens, least=1):
+    "Batches of `idxs`, sorted; each begins with its longest document, which tells how many it may have."
+    idxs,batches = _longest_first(idxs, lengths), []
+    while len(idxs):
+        n = bs if max_tokens is None else min(bs, max(least, max_tokens // int(lengths[idxs[0]])))
+        batches.append(idxs[:n])
+        idxs = idxs[n:]
+    return batches
+
+# %% ../../nbs/data/06_batches.ipynb #6e526815
 class ClassifierDataLoader:
     "Batches `(TextBatch, targets)` of documents of like length."
     def __init__(self,
         corpus:Corpus,                       # The documents
         targets:Tensor|None=None,            # One per document, as a label class makes them; None: there are none
-        bs:int=64,                           # Documents in a batch
+        bs:int=64,                           # Documents in a batch, at most
         shuffle:bool=False,                  # For training: random batches, never of one document
         seed:int|None=None,                  # Of the passes; None: drawn from torch's generator
         pad_idx:int=1,                       # What rows are filled up with
         device:torch.device|str|None=None,   # Where batches go; None: where the ids are
+        max_tokens:int|None=None,            # In a batch, padding included, at most; None: only `bs` counts
     ):
-        self.bs = positive_int(bs, 'bs')
+        self.bs,self.max_tokens = positive_int(bs, 'bs'), max_tokens
+        if max_tokens is not None: self.max_tokens = positive_int(max_tokens, 'max_tokens')
         _check_documents(corpus, targets, self.bs, shuffle)
         self.corpus,self.targets,self.shuffle,self.pad_idx,self.device = corpus, targets, shuffle, pad_idx, device
         self.seed = new_seed() if seed is None else seed
@@ -233,14 +249,24 @@ class ClassifierDataLoader:
         self.order = torch.cat(self._batches())
 
     def _batches(self):
-        return bucketed(self.corpus.lengths, self.bs, pass_generator(self.seed, self.epoch) if self.shuffle else None)
+        generator = pass_generator(self.seed, self.epoch) if self.shuffle else None
+        return bucketed(self.corpus.lengths, self.bs, generator, self.max_tokens)
+
+    def by_length(self,
+        max_tokens:int=2**17, # In a batch, padding included; less if these batches have less
+    )->'ClassifierDataLoader':
+        "The same documents for predictions: the longest first, up to 512 in a batch. No pass over this loader begins."
+        max_tokens = max_tokens if self.max_tokens is None else min(max_tokens, self.max_tokens)
+        return ClassifierDataLoader(self.corpus, self.targets, 512, False, self.seed, self.pad_idx, self.device,
+                                    max_tokens)
 
     def describe(self)->dict:
         "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."
         return {'documents': len(self.corpus), 'tokens': self.corpus.n_tokens, 'bs': self.bs, 'shuffle': self.shuffle,
-                'content': digest(self.corpus.ids, self.corpus.offsets, self.targets)}
+                'max_tokens': self.max_tokens, 'content': digest(self.corpus.ids, self.corpus.offsets, self.targets)}
 
     def __len__(self):
+        if self.max_tokens is not None: return len(self._batches())                # of the coming pass
         n,bs = len(self.corpus), self.bs
         return n // bs if self.shuffle and n % bs == 1 else -(-n // bs)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RandomSplitter', 'split_items', 'Part', 'check_text', 'find_column', 'as_list', 'frame_texts', 'split_labels',
            'ColSplitter', 'read_text', 'get_text_files', 'parent_label', 'Recipe', 'make_tokenizer', 'LabelBlock',
-           'as_label_block', 'encode_texts', 'label_text', 'show_rows', 'TextDataLoaders']
+           'as_label_block', 'numericalize_texts', 'label_text', 'show_rows', 'TextDataLoaders']
 
 # %% ../../nbs/data/07_dataloaders.ipynb #88fd436b
 import os
@@ -668,7 +668,7 @@ def _from_dblock(cls,
     return dblock.dataloaders(source, path, bs=bs, val_bs=val_bs, seed=seed, seq_len=seq_len, device=device)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #a91c7c10
-def encode_texts(
+def numericalize_texts(
     texts:Iterable,                # Strings, or lists of tokens if there is no tokenizer
     vocab:Vocab,                   # Their vocabulary
     tokenizer:Tokenizer|None=None, # What made the tokens of `vocab`
@@ -736,6 +736,19 @@ def _read_lm(self,
     self.reset_at_docs = reset_at_docs
     return self
 
+# %% ../../nbs/data/07_dataloaders.ipynb #a2507b07
+def _read_docs(self,
+    *,
+    max_tokens:int|None=None, # In a batch, padding included, at most: long documents come fewer at a time than `bs`
+):                            # These loaders
+    "Choose how large the batches of a classifier are: all that is not given is as it is without this."
+    if self.is_lm: raise ValueError("These data are for a language model, which reads windows of seq_len: choose bs.")
+    if max_tokens is not None: max_tokens = positive_int(max_tokens, 'max_tokens')
+    for dl in (self.train, self.valid, self.test):
+        if dl is not None: dl.max_tokens = max_tokens
+    self.max_tokens = max_tokens
+    return self
+
 # %% ../../nbs/data/07_dataloaders.ipynb #b9299350
 class TextDataLoaders:
     "A training and a validation loader with one vocabulary."
@@ -760,23 +773,24 @@ class TextDataLoaders:
         self.seq_len,self.val_bs,self.backwards,self.path = seq_len, val_bs, backwards, Path(path)
         self.bs = val_bs if train is None else train.bs
         self.device = default_device() if device is None else torch.device(device)
-        self.reset_at_docs = False
+        self.reset_at_docs,self.max_tokens = False,None
 
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
     from_parts,from_dblock = classmethod(_from_parts), classmethod(_from_dblock)
-    read_lm = _read_lm
+    read_lm,read_docs = _read_lm,_read_docs
 
     def test_dl(self,
         texts:Sequence,            # Strings, or lists of tokens if there is no tokenizer
         labels:Sequence|None=None, # Their labels, if they are known
     )->LMDataLoader|ClassifierDataLoader:
         "A fixed loader of new texts; the `order` of a classifier's tells which is which."
-        corpus = encode_texts(texts, self.vocab, self.tokenizer, self.backwards, self.n_workers)
+        corpus = numericalize_texts(texts, self.vocab, self.tokenizer, self.backwards, self.n_workers)
         if self.is_lm:
             return LMDataLoader(corpus, self.val_bs, self.seq_len, device=self.device, reset_at_docs=self.reset_at_docs)
         targets = None if labels is None else self.labeler(list(labels))
-        return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device)
+        return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device,
+                                    max_tokens=self.max_tokens)
 
     def one_batch(self):
         "The first batch of the coming pass over the training part, which is not begun by this."

@@ -55,7 +55,7 @@ def copy_weights(
     "The weights, and their average if there is one."
     clones = lambda module: {name: v.detach().clone() for name, v in module.state_dict().items()}
     average = learn.average
-    own = {'n': average.n, 'mean': clones(average.mean.module)} if average else {'n': 0, 'mean': None}
+    own = {'n': average.n, 'mean': clones(average.mean)} if average else {'n': 0, 'mean': None}
     return {'weights': clones(learn.model), **own}
 
 

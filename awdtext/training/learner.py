@@ -566,17 +566,21 @@ class Learner:
         with_loss:bool=False,  # Whether to give the loss of each item too
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "Predictions, as probabilities or values, in the order of the data, whatever the order of the loader."
-        dl,rows = self._dl(ds_idx, dl),[]
+        dl = self._dl(ds_idx, dl)
         with self._aside():
             self.model.eval()
-            self.state = None
-            for batch in dl:
-                self.x,self.y = to_device(batch, self.device)
-                with self.precision.context(): self.forward()
-                loss = self.loss_func(self.preds, self.y, reduction='none') if with_loss else None
-                preds = self.preds if self.preds.dtype == torch.float64 else self.preds.float()
-                row = self.loss_func.activation(preds), self.y, loss
-                rows.append([None if o is None else o.cpu() for o in row])
+            return self._read(dl, with_loss)
+
+    def _read(self, dl, with_loss=False):
+        "What the model says of all of `dl`, and the targets; in the order of the data."
+        rows,self.state = [], None
+        for batch in progress(dl, len(dl) if hasattr(dl, '__len__') else 0, 'predicting'):
+            self.x,self.y = to_device(batch, self.device)
+            with self.precision.context(): self.forward()
+            loss = self.loss_func(self.preds, self.y, reduction='none') if with_loss else None
+            preds = self.preds if self.preds.dtype == torch.float64 else self.preds.float()
+            row = self.loss_func.activation(preds), self.y, loss
+            rows.append([None if o is None else o.cpu() for o in row])
         order = getattr(dl, 'order', None)
         inverse = slice(None) if order is None else torch.argsort(order)
         columns = [None if c[0] is None else torch.cat(c)[inverse] for c in zip(*rows)]

@@ -29,7 +29,7 @@ class RNNRegularizer(Callback):
 
     def after_loss(self, learn):
         "Add the penalties, in training."
-        if not learn.training: return
+        if not learn.training or learn.out.raw is None: return
         mask = getattr(learn.out, 'mask', None)
         if self.alpha: learn.total_loss = learn.total_loss + activation_reg(learn.out.dropped, self.alpha, mask)
         if self.beta: learn.total_loss = learn.total_loss + temporal_activation_reg(learn.out.raw, self.beta, mask)
