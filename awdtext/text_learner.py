@@ -23,6 +23,7 @@ from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, s
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
+from .ensemble import Ensemble, LMEnsemble
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
@@ -192,6 +193,7 @@ class TextLearner(Learner):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
         self.config,self.options,self._twins = config,options,Twins()
+        self.card = None   # how the model was made, if somebody has told; travels with `export`
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
     @property
@@ -234,11 +236,22 @@ class TextLearner(Learner):
         file:str|Path='export', # Name within `path`, or a path
     )->Path:                    # The file
         "Write all that prediction needs, for `load_learner`."
+        return write_bundle(self.path / file, self.exported(), self.kind)
+
+    def exported(self)->dict: # A tree of tensors and plain values
+        "What `export` writes, as it is in memory."
         labeler = self.dls.labeler
         labels = labeler and {'type': type(labeler).__name__, 'categories': labeler.categories, 'n_out': labeler.n_out}
         with self.averaged():
-            own = {'options': self.options, 'labeler': labels, 'weights': self.model.state_dict()}
-            return write_bundle(self.path / file, {**self._text_state(), **own}, self.kind)
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card}
+        return {**self._text_state(), **own}
+
+    def decode(self,
+        preds:Tensor,       # Probabilities or numbers of one document, as `get_preds` gives them
+    )->tuple:               # As `predict`'s
+        "What these predictions say: label, its index (for several labels: a mask), and `preds`."
+        return _decode(preds, self.dls.labeler)
 
     @torch.no_grad()
     def get_preds(self,
@@ -745,9 +758,18 @@ _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetu
 def load_learner(
     file:str|Path,   # What `export` wrote
     device=None,     # Where the model goes; a GPU if there is one
-)->TextLearner:      # Without data: `predict`, `get_preds(dl=…)`, `export`
-    "The learner that was exported to `file`. Nothing in the file is executed."
-    bundle = read_bundle(file, ('language_model', 'classifier'))
+)->TextLearner|Ensemble|LMEnsemble: # Without data: `predict`, `get_preds(dl=…)`, `export`
+    "The learner, or the ensemble, that was exported to `file`. Nothing in the file is executed."
+    bundle = read_bundle(file, ('language_model', 'classifier', 'ensemble'))
+    if bundle['kind'] != 'ensemble': return _rebuilt(bundle, file, device)
+    parts = [_rebuilt(tree, file, device) for tree in bundle['parts']]
+    both = (LMEnsemble if parts[0].kind == 'language_model' else Ensemble)(parts)
+    both.card = bundle['card']
+    return both
+
+
+def _rebuilt(bundle, file, device):
+    "The learner that a tree of `exported` describes."
     is_lm = bundle['kind'] == 'language_model'
     config,vocab = AWDLSTMConfig(**bundle['config']),Vocab(bundle['vocab'])
     tokenizer = Tokenizer.from_dict(bundle['tokenizer']) if bundle['tokenizer'] else None
@@ -760,7 +782,9 @@ def load_learner(
     load_weights(model, bundle['weights'], str(file))
     model.eval()
     loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler)
-    return (LMLearner if is_lm else TextLearner)(dls, model, config, bundle['options'], loss, metrics=metric)
+    learn = (LMLearner if is_lm else TextLearner)(dls, model, config, bundle['options'], loss, metrics=metric)
+    learn.card = bundle.get('card')
+    return learn
 
 
 def _labeler(state):
