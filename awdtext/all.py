@@ -24,6 +24,7 @@ from .data.vocab import Vocab, make_vocab, match_vocab
 from .duplicates import near_duplicates
 from awdtext.interpret import (ClassificationInterpretation, attribute, embedding_neighbours, leaks, most_surprising,
     surprisal)
+from .ensemble import Ensemble, LMEnsemble
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import LMScore, evaluate_lm, plot_grid
 from .lm.generate import Generated, Law, beam_search, generate, generate_batch
@@ -66,6 +67,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minim
     slide, steep, valley)
 from .training.tracking import Recorder, TerminateOnNaN
 from .tune import Tuning, tune
+from .ulmfit import ULMFiTSettings, ulmfit
 
 pd = LazyModule('pandas')
 

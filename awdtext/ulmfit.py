@@ -9,7 +9,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
 import hashlib, shutil
 from collections.abc import Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -257,7 +257,7 @@ class _Job:
     def lm_dls(self, texts):
         s = self.settings
         return TextDataLoaders.from_texts(
-            texts, valid=self.data.lm_valid, is_lm=True, tok_tfm=copy(self.how['tok_tfm']), seq_len=s.seq_len,
+            texts, valid=self.data.lm_valid, is_lm=True, tok_tfm=deepcopy(self.how['tok_tfm']), seq_len=s.seq_len,
             bs=s.lm_bs, min_freq=s.min_freq, max_vocab=s.max_vocab, seed=self.how['seed'], path=self.out)
 
     def fit(self, fit, *args, checkpoint, cbs):

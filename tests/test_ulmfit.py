@@ -1,0 +1,331 @@
+"ulmfit: every stage on tiny texts, stopped everywhere; ensembles are the mean of their parts."
+import json
+import signal
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from awdtext import ulmfit as module
+from awdtext.data.batches import RegressionSetup
+from awdtext.data.tokenizer import BaseTokenizer, CharTokenizer, SubwordTokenizer
+from awdtext.ensemble import Ensemble, LMEnsemble
+from awdtext.recipes import Results
+from awdtext.text_learner import TextLearner, load_learner
+from awdtext.training.learner import Learner
+from awdtext.training.monitors import KeepBest
+from awdtext.ulmfit import ULMFiTSettings, ulmfit
+
+nouns,good,bad = ('film', 'book', 'play', 'song'), ('good', 'fine', 'great'), ('bad', 'poor', 'dull')
+reviews = [f'the {noun} was {word} and {other} .' for noun in nouns for words in (good, bad)
+           for word in words for other in words]
+labels = ['pos' if any(word in text for word in good) else 'neg' for text in reviews]
+more = [f'a {noun} is {word} .' for noun in nouns for word in good + bad]
+small = ULMFiTSettings(lm_bs=4, seq_len=8, min_freq=1, clas_bs=8, lm_lr=2e-2,
+                       steps=((-1, 1, 5e-2), (-2, 1, 5e-2), (0, 3, 5e-2)))
+quick = dict(config=dict(emb_sz=8, n_hid=12, n_layers=2), lm_epochs=2, tok_tfm=BaseTokenizer(), settings=small,
+             drop_mult=.1)
+
+
+def probabilities(learn): return learn.get_preds()[0]
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory):
+    "A run in both directions, uninterrupted; its folder."
+    out = tmp_path_factory.mktemp('ulmfit') / 'run'
+    return ulmfit(more, (reviews, labels), out, backwards='both', **quick), out
+
+
+# The whole way
+
+def test_one_direction_returns_the_learner(tmp_path):
+    learn = ulmfit(pd.Series(more), pd.DataFrame({'text': reviews, 'label': labels}), tmp_path / 'run', **quick)
+    assert type(learn) is TextLearner and not learn.dls.backwards
+    assert learn.predict(reviews[0])[0] in ('neg', 'pos')
+    assert len(learn.validate()) == 2 and {row['stage'] for row in learn.record} == {1, 2, 3}
+    there = load_learner(tmp_path / 'run/classifier')
+    torch.testing.assert_close(there.predict(reviews[0])[2], learn.predict(reviews[0])[2])
+    assert there.card == learn.card == (tmp_path / 'run/card.txt').read_text().rstrip('\n')
+    assert not (tmp_path / 'run/checkpoints/forward_classifier').exists(), "checkpoints are deleted when all is done"
+
+
+def test_backward_alone_reads_from_the_end(tmp_path):
+    learn = ulmfit(more, (reviews, labels), tmp_path, backwards=True, **quick)
+    assert type(learn) is TextLearner and learn.dls.backwards
+    assert load_learner(tmp_path / 'language_model_backward').dls.backwards
+
+
+def test_best_epoch_of_all_steps_is_kept(both):
+    for part in both[0].parts:
+        assert part.validate()[0] == pytest.approx(min(row['valid_loss'] for row in part.record), rel=1e-4)
+
+
+def test_labels_alone_do(tmp_path):
+    assert ulmfit(None, (reviews, labels), tmp_path, **quick).predict(reviews[0])
+
+
+def test_several_labels_and_numbers(tmp_path):
+    several = [label + ('; long' if i % 2 else '') for i, label in enumerate(labels)]
+    frame = pd.DataFrame({'body': reviews, 'tags': several})
+    learn = ulmfit(more, frame, tmp_path / 'several', text_col='body', label_col='tags', label_delim='; ',
+                   backwards='both', **quick)
+    assert set(learn.dls.categories) == {'long', 'neg', 'pos'}
+    assert isinstance(learn.predict(reviews[0])[0], list)
+    mean = torch.stack([part.get_preds()[0] for part in learn.parts]).mean(0)
+    y = learn.get_preds()[1]
+    expected = torch.nn.functional.binary_cross_entropy(mean, y)
+    assert learn.validate()[0] == pytest.approx(expected.item(), rel=1e-3)
+    numbers = ulmfit(more, (reviews, [float(label == 'pos') for label in labels]), tmp_path / 'numbers',
+                     y_block=RegressionSetup, backwards='both', **quick)
+    mean = torch.stack([part.get_preds()[0] for part in numbers.parts]).mean(0)
+    assert numbers.predict(reviews[0])[0] == pytest.approx(
+        torch.stack([part.get_preds(dl=part.dls.test_dl([reviews[0]]))[0] for part in numbers.parts]).mean().item())
+    assert numbers.validate()[0] == pytest.approx((mean.view(-1) - numbers.get_preds()[1].view(-1)).pow(2).mean().item())
+
+
+def test_subwords_travel(tmp_path):
+    learn = ulmfit(more, (reviews, labels), tmp_path, **{**quick, 'tok_tfm': SubwordTokenizer(vocab_sz=60)})
+    torch.testing.assert_close(load_learner(tmp_path / 'classifier').predict(reviews[0])[2], learn.predict(reviews[0])[2])
+
+
+def test_slanted_triangular_rates(tmp_path):
+    learn = ulmfit(more, (reviews, labels), tmp_path,
+                   **{**quick, 'settings': replace(small, schedule='slanted-triangular')})
+    lrs = learn.recorder.lrs
+    n = len(lrs) // 5                                                   # steps of one pass; five passes in all
+    assert lrs[0] == pytest.approx(5e-2 / 32) and max(lrs[-3 * n:]) == pytest.approx(5e-2, rel=.1)
+    assert 'slanted-triangular' in learn.card
+
+
+def test_discriminative_rates_reach_the_optimiser(both):
+    rates = [group['lr'] for group in both[0].parts[0].opt.param_groups] if both[0].parts[0].opt else None
+    settings = ULMFiTSettings()
+    lr = settings.rates(0, 1., 4)
+    assert (lr.start, lr.stop) == (pytest.approx(1 / 2.6**3), 1.) and rates is None, "the best weights have no optimiser"
+
+
+# Ensembles
+
+def test_ensemble_is_the_mean_of_its_parts(both):
+    learn,_ = both
+    assert [part.dls.backwards for part in learn.parts] == [False, True]
+    one,two = map(probabilities, learn.parts)
+    assert not torch.allclose(one, two)
+    preds,targets = learn.get_preds()
+    torch.testing.assert_close(preds, (one + two) / 2)
+    loss,accuracy = learn.validate()
+    assert loss == pytest.approx(torch.nn.functional.nll_loss(preds.log(), targets).item(), rel=1e-4)
+    assert accuracy == pytest.approx((preds.argmax(1) == targets).float().mean().item())
+    text = reviews[3]
+    torch.testing.assert_close(learn.predict(text)[2], sum(part.predict(text)[2] for part in learn.parts) / 2)
+    assert learn.encode([text]).shape == (1, 2 * 3 * 8)
+
+
+def test_exported_ensemble_says_the_same(both, tmp_path):
+    learn,out = both
+    there = load_learner(out / 'classifier')
+    assert type(there) is Ensemble and there.card == learn.card
+    dl = there.dls.test_dl(reviews[:5], labels[:5])
+    torch.testing.assert_close(there.get_preds(dl=dl)[0], learn.get_preds(dl=learn.dls.test_dl(reviews[:5]))[0])
+    again = load_learner(there.export(tmp_path / 'again'))
+    torch.testing.assert_close(again.predict(reviews[0])[2], learn.predict(reviews[0])[2])
+    assert there.validate_figures(dl)['accuracy'] == pytest.approx(
+        (there.get_preds(dl=dl)[0].argmax(1) == dl[0].targets).float().mean().item())
+
+
+def test_language_models_score_the_same_words(both):
+    "By hand: each word's log-probability from the left, from the right, and their mean."
+    _,out = both
+    parts = [load_learner(out / f'language_model_{way}') for way in ('forward', 'backward')]
+    ensemble,text = LMEnsemble(parts), 'the film was good .'
+    score = ensemble.score([text, 'a dull book .'])[0]
+    tokens = parts[0].dls.tokenizer(text)
+    assert score.tokens == tokens[1:] and tokens[0] == 'xxbos'
+    means = torch.zeros(len(tokens) - 1)
+    for part, body in zip(parts, (tokens[1:], tokens[:0:-1])):
+        ids,state,found = part.dls.vocab.encode(['xxbos', *body]).tolist(), None, []
+        for now, then in zip(ids, ids[1:]):
+            out_ = part.model.eval()(torch.tensor([[now]]), state)
+            state = out_.state
+            found.append(-part.model.logits(out_.dropped)[0, -1].log_softmax(-1)[then].item())
+        means += torch.tensor(found if not part.dls.backwards else found[::-1]) / 2
+    torch.testing.assert_close(torch.tensor(score.surprisals), means, rtol=1e-4, atol=1e-4)
+    figures = [part.score([text])[0].perplexity for part in parts]
+    assert ensemble.evaluate([text]).perplexity == pytest.approx((figures[0] * figures[1]) ** .5, rel=1e-4)
+    reloaded = load_learner(ensemble.export(out / 'both_language_models'))
+    assert type(reloaded) is LMEnsemble and reloaded.score([text]) == ensemble.score([text])
+
+
+# Interruptions
+
+class Stops(KeepBest):
+    "Presses Ctrl-C, or dies, after a certain step of all that are made."
+    steps,at,how = 0, None, None
+
+    def after_step(self, learn):
+        Stops.steps += 1
+        if Stops.steps != Stops.at: return
+        if Stops.how == 'dies': raise RuntimeError("killed")
+        signal.raise_signal(signal.SIGINT)
+
+
+def describe_as_kept(monkeypatch):
+    "A run may go on with the usual callback: the other one is called by its name."
+    Stops.__name__ = 'KeepBest'
+    monkeypatch.setattr(module, 'KeepBest', Stops)
+
+
+@pytest.mark.parametrize('how', ['Ctrl-C', 'dies'])
+@pytest.mark.parametrize('at', [5, 45, 60, 90, 140])
+def test_same_call_goes_on_to_the_same_predictions(both, tmp_path, monkeypatch, at, how):
+    describe_as_kept(monkeypatch)
+    args = [more, (reviews, labels), tmp_path / 'run']
+    Stops.steps,Stops.at,Stops.how = 0, at, how
+    with pytest.raises(KeyboardInterrupt if how == 'Ctrl-C' else RuntimeError):
+        ulmfit(*args, backwards='both', every='2steps', **quick)
+    Stops.at = None
+    learn = ulmfit(*args, backwards='both', every='3steps', **quick)
+    assert torch.equal(probabilities(learn), probabilities(both[0]))
+
+
+@pytest.mark.parametrize('last', ['plan', 'forward language model', 'forward classifier', 'backward classifier',
+                                  'figures'])
+def test_killed_between_stages(both, tmp_path, monkeypatch, last):
+    stage = Results.stage
+    def dying(self, name, work):
+        stage(self, name, work)
+        if name == last: raise KeyboardInterrupt
+    monkeypatch.setattr(Results, 'stage', dying)
+    args = [more, (reviews, labels), tmp_path / 'run']
+    with pytest.raises(KeyboardInterrupt): ulmfit(*args, backwards='both', **quick)
+    monkeypatch.undo()
+    assert torch.equal(probabilities(ulmfit(*args, backwards='both', **quick)), probabilities(both[0]))
+
+
+def test_finished_run_trains_no_more(both, monkeypatch):
+    learn,out = both
+    monkeypatch.setattr(Learner, '_fit', lambda *args, **how: pytest.fail("it trains"))
+    again = ulmfit(more, (reviews, labels), out, backwards='both', **quick)
+    assert torch.equal(probabilities(again), probabilities(learn)) and again.card == learn.card
+
+
+def test_another_call_is_refused(both):
+    _,out = both
+    before = (out / 'results.json').read_bytes()
+    for changed in (dict(seed=1), dict(drop_mult=.3), dict(settings=replace(small, lm_lr=1e-2)),
+                    dict(tok_tfm=CharTokenizer())):
+        with pytest.raises(ValueError, match='holds another run'):
+            ulmfit(more, (reviews, labels), out, backwards='both', **{**quick, **changed})
+    with pytest.raises(ValueError, match='holds another run'):
+        ulmfit(more[1:], (reviews, labels), out, backwards='both', **quick)
+    assert (out / 'results.json').read_bytes() == before
+
+
+# The parts
+
+def test_test_and_validation_texts_are_never_read(tmp_path):
+    "Their words are in no vocabulary, though the texts stand among the unlabelled and the labelled ones too."
+    held_out = [f'the opera was {word} .' for word in (*good, *bad)]
+    kept = [f'the ballet was {word} .' for word in (*good, *bad)]
+    y = ['pos'] * 3 + ['neg'] * 3
+    learn = ulmfit([*more, *held_out, *kept], (reviews + held_out, labels + y), tmp_path, test=(held_out, y),
+                   valid=(kept, y), **quick)
+    assert 'opera' not in learn.dls.vocab and 'ballet' not in learn.dls.vocab and 'film' in learn.dls.vocab
+    content = json.loads((tmp_path / 'results.json').read_text())
+    accuracy = learn.validate_figures(learn.dls.test_dl(held_out, y))['accuracy']
+    assert content['figures']['test']['accuracy'] == accuracy
+    assert any('12 texts kept from the language model' in note for note in content['settings']['notes'])
+    assert any('6 labelled texts taken out' in note for note in content['settings']['notes'])
+
+
+def test_rows_without_label_are_for_the_language_model(tmp_path, capsys):
+    frame = pd.DataFrame({'text': [*reviews, 'one opera more .'], 'label': [*labels, None]})
+    learn = ulmfit(more, frame, tmp_path, **quick)
+    assert '1 labelled rows without a label: for the language model only.' in capsys.readouterr().out
+    texts = len(learn.dls.train.corpus) + len(learn.dls.valid.corpus)
+    assert texts == len(reviews) and '1 labelled rows without a label' in learn.card
+
+
+def test_leaks_are_reported(tmp_path, capsys):
+    long = 'it was a long and quiet evening in a small town by the sea where nobody ever went to see the film'
+    learn = ulmfit([*more, f'{long} again'] * 2, (reviews, labels), tmp_path, valid=([f'{long} twice', reviews[0]],
+                   ['pos', 'pos']), **{**quick, 'settings': replace(small, lm_valid_pct=.01)})
+    assert '1 of 2 validation documents are, nearly the same' in capsys.readouterr().out
+    assert '1 of 2 validation documents are nearly the same as a text trained on' in learn.card
+
+
+def test_split_is_stratified_and_seeded(tmp_path):
+    names = ['rare', 'rare'] + ['usual'] * 70
+    parts = [module.split_data([], module.Docs(reviews, names), seed=seed) for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2]
+    assert all(part.valid.labels.count('rare') == part.train.labels.count('rare') == 1 for part in parts)
+    alone = module.split_data([], module.Docs(reviews, ['alone', *names[:1] * 2, *names[3:]]))
+    assert 'alone' in alone.train.labels
+
+
+# The card and the plan
+
+def test_card_tells_everything(both):
+    learn,out = both
+    content = json.loads((out / 'results.json').read_text())
+    for text in ('58 labelled documents for training, 14 for validation', 'pos 29, neg 29', 'embedding 8, hidden 12',
+                 '2 of 2 passes over', 'rate 0.02', 'perplexity', 'group -1 on at 0.05', 'divided by 2.6', '±',
+                 'backward language model', 'the mean of both directions', 'in all', 'seed 42', 'torch', 'GB'):
+        assert text in learn.card, text
+    assert f"accuracy {content['figures']['validation']['accuracy']:.4f}" in learn.card
+    assert content['figures']['validation']['valid_loss'] == pytest.approx(learn.validate()[0])
+
+
+def test_plan_is_measured_once_and_kept(tmp_path, capsys):
+    how = {**quick, 'config': None, 'lm_epochs': None}
+    how['settings'] = replace(small, sizes=((16, 24, 2), (8, 12, 2)), n_steps=2, sample=20)
+    ulmfit(more, (reviews, labels), tmp_path, minutes=.2, **how)
+    plan = json.loads((tmp_path / 'results.json').read_text())['plan']
+    assert plan['config']['emb_sz'] in (8, 16) and 1 <= plan['lm_epochs'] <= 10 and len(plan['seconds']) == 2
+    assert 'Plan, forward: a language model' in capsys.readouterr().out
+    ulmfit(more, (reviews, labels), tmp_path, minutes=.2, **how)
+    assert json.loads((tmp_path / 'results.json').read_text())['plan'] == plan
+
+
+def test_little_time_reads_a_part_of_the_texts(tmp_path):
+    how = {**quick, 'config': None, 'lm_epochs': None, 'settings': replace(small, sizes=((8, 12, 2),), n_steps=2)}
+    learn = ulmfit(more, (reviews, labels), tmp_path, minutes=1e-5, **how)
+    plan = json.loads((tmp_path / 'results.json').read_text())['plan']
+    assert plan['lm_epochs'] == 1 and 2 <= plan['lm_texts'] < len(more)
+    assert [n for _, n, _ in plan['steps']] == [1, 1, 1] and '1 of 1 passes' in learn.card
+
+
+# Bad input
+
+@pytest.mark.parametrize(('how', 'message'), [
+    (dict(backwards='sideways'), "use False, True or 'both'"),
+    (dict(minutes=0), 'minutes=0'),
+    (dict(lm_epochs=0), 'lm_epochs=0'),
+    (dict(valid_pct=1.), 'valid_pct=1.0'),
+    (dict(config='huge'), "no preset 'huge'"),
+    (dict(every='often'), "every='often'"),
+    (dict(valid=([reviews[0]], ['other'])), "'other'"),
+    (dict(test=([reviews[0]], [None])), 'documents of test= have no label'),
+])
+def test_bad_arguments_leave_nothing(tmp_path, how, message):
+    with pytest.raises(ValueError, match=message.replace('(', r'\(')):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', **{**quick, **how})
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('texts', 'labelled', 'error', 'message'), [
+    ('one text', (reviews, labels), TypeError, 'is one text'),
+    ([*more, None], (reviews, labels), ValueError, 'row 24 is missing'),
+    (more, reviews, TypeError, 'give a DataFrame'),
+    (more, (reviews, labels[1:]), ValueError, '72 labelled texts, 71 labels'),
+    (more, (reviews, ['pos'] * 72), ValueError, "all labels are 'pos'"),
+    (more, (reviews, [None] * 72), ValueError, 'no labelled text'),
+    (more, (reviews[:2], ['a', 'b']), ValueError, 'no category has two documents'),
+    (more, pd.DataFrame({'body': reviews, 'label': labels}), ValueError, "no column 'text'"),
+    (more, (reviews, [1, *labels[1:]]), ValueError, 'several types'),
+])
+def test_bad_data_leaves_nothing(tmp_path, texts, labelled, error, message):
+    with pytest.raises(error, match=message): ulmfit(texts, labelled, tmp_path / 'run', **quick)
+    assert not (tmp_path / 'run').exists()
