@@ -10,7 +10,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
 import hashlib, shutil
 from collections.abc import Sequence
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from .duplicates import near_duplicates
 from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig
 from .recipes import Results
-from .report import Pace, peak_memory
+from .report import Pace, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, text_classifier_learner
 from .training.checkpoint import read_bundle
 from .training.monitors import EarlyStopping, KeepBest
@@ -145,7 +145,7 @@ def _once(docs, keep_out):
         if key in keep_out: n_out += 1
         elif (key, str(label)) not in seen: kept.append((text, label))
         seen.add((key, str(label)))
-    return Docs(*map(list, zip(*kept))) if kept else Docs([], []), len(docs.texts) - len(kept) - n_out, n_out
+    return Docs([text for text, _ in kept], [label for _, label in kept]), len(docs.texts) - len(kept) - n_out, n_out
 
 
 def _notes(counts): return [f'{n:,} {what}' for what, n in counts.items() if n]
@@ -165,8 +165,8 @@ def split_data(
     for name, part in (('valid', valid), ('test', test)): _check_all_labelled(name, part)
     tested = set(map(_key, test.texts)) if test else set()
     bare = [text for text, label in zip(*labelled) if label is None]
-    labelled = Docs(*(list(o) for o in zip(*[row for row in zip(*labelled) if row[1] is not None]))) if len(
-        bare) < len(labelled.texts) else Docs([], [])
+    rows = [row for row in zip(*labelled) if row[1] is not None]
+    labelled = Docs([text for text, _ in rows], [label for _, label in rows])
     labelled,twice,in_test = _once(labelled, tested | (set(map(_key, valid.texts)) if valid else set()))
     train,valid = _train_valid(labelled, valid, test, valid_pct, seed, y_block)
     texts = [*train.texts, *bare, *unlabelled]
@@ -195,7 +195,7 @@ def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     if valid: return labelled, valid
     strata = labelled.labels if isinstance(labeler, Categorize) else [0] * len(names)
     parts = stratified(strata, valid_pct, seed)
-    if not parts[1]: raise ValueError("no category has two documents: none can be validated. Label more, or give valid=.")
+    if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=.")
     return [Docs(*([column[i] for i in idxs] for column in labelled)) for idxs in parts]
 
 
@@ -329,8 +329,8 @@ def _time(seconds): return format_hours(seconds) if seconds >= 60 else f'{second
 
 def _counts(data):
     tested = f', {len(data.test.texts):,} test' if data.test else ''
-    return (f'{len(data.train.texts):,} labelled documents for training, {len(data.valid.texts):,} for validation{tested}; '
-            f'{len(data.lm):,} + {len(data.lm_valid):,} texts for the language model')
+    return (f'{len(data.train.texts):,} labelled documents for training, {len(data.valid.texts):,} for validation'
+            f'{tested}; {len(data.lm):,} + {len(data.lm_valid):,} texts for the language model')
 
 # %% ../nbs/57_ulmfit.ipynb #81496dbc
 def _language_model(job, way):
@@ -340,7 +340,7 @@ def _language_model(job, way):
     dls = job.dls if way == 'forward' else other_way(job.dls)
     learn = language_model_learner(dls, config=AWDLSTMConfig.from_any(job.plan['config']), drop_mult=s.lm_drop_mult,
                                    path=job.out, model_dir='.')
-    say(f'The {name}: {dls.summary()}.')
+    say(f"The {name}:\n{training_report(learn, job.plan['lm_epochs'])}")
     best = KeepBest()
     job.fit(learn.fit, job.plan['lm_epochs'], s.lm_lr, checkpoint=name.replace(' ', '_'),
             cbs=[best, EarlyStopping(patience=s.lm_patience)])
@@ -387,6 +387,7 @@ def _classifier(job, way):
     "The trained classifier, or the one that was trained before."
     name,s,learn = f'{way} classifier', job.settings, _classifier_learner(job, way)
     if job.is_done(name): return learn.load(f'weights_{way}', with_opt=False).unfreeze()
+    say(f"The {name}:\n{training_report(learn.unfreeze(), sum(n for _, n, _ in job.plan['steps']))}")
     best,n_groups = KeepBest(reset_on_fit=False), len(learn.splitter(learn.model))
     for i, (group, n, lr) in enumerate(job.plan['steps'], 1):
         seed_all(job.how['seed'] + i)
@@ -467,13 +468,20 @@ def _run(data, out, ways, settings, how):
     for label in data.train.labels: counts[label_text(_plain_label(label))] += 1
     common = sorted(counts, key=counts.get, reverse=True)[:12]
     more = f' and {len(counts) - 12} more' if len(counts) > 12 else ''
-    tokenizer = how['tok_tfm'].to_dict() if hasattr(how['tok_tfm'], 'to_dict') else None
     return Results(out, {
         'texts': [_digest(part) for part in parts], 'counts': _counts(data), 'notes': data.notes, 'ways': ways,
         'labels': ', '.join(f'{name} {counts[name]:,}' for name in common) + more,
         'n_validation': len(data.valid.texts), 'n_test': len(data.test.texts) if data.test else 0,
-        'settings': plain(asdict(settings)), 'tokenizer': plain(tokenizer),
+        'settings': plain(asdict(settings)), 'tokenizer': _described(how['tok_tfm']),
         'how': {name: plain(value) for name, value in how.items() if name not in ('every', 'tok_tfm')}})
+
+
+def _described(tokenizer):
+    "What must be the same in the call that goes on. Raises now if no file will be able to hold the tokenizer."
+    try: return plain(tokenizer.to_dict())
+    except ValueError:
+        if not hasattr(tokenizer.word_tok, 'setup'): raise                       # else it has only not learned yet
+        return repr(tokenizer.word_tok)
 
 
 def _plain_label(label): return label if isinstance(label, (str, list)) else getattr(label, 'item', lambda: label)()
