@@ -457,8 +457,9 @@ def _way_rows(content, way):
     yield (f'{way} language model', f"{lm['epochs']} of {plan['lm_epochs']} passes over {lm['tokens']:,} tokens, rate "
            f"{s['lm_lr']:g} (Adam, constant), dropouts times {s['lm_drop_mult']:g}; vocabulary {lm['vocab']:,}, "
            f"{lm['unknown']:.1%} unknown; perplexity {lm['perplexity']:.1f}; {times[0]}")
-    yield (f'{way} classifier', f"{clas['epochs']} passes ({steps}; {s['schedule']}, rates divided by {s['lr_decay']:g} "
-           f"per group), dropouts times {how['how']['drop_mult']:g}; {_said(clas, how['n_validation'])}; {times[1]}")
+    yield (f'{way} classifier', f"{clas['epochs']} passes ({steps}; {s['schedule']}, rates divided by "
+           f"{s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "
+           f"{_said(clas, how['n_validation'])}; {times[1]}")
 
 # %% ../nbs/57_ulmfit.ipynb #8efe05ee
 def _run(data, out, ways, settings, how):

@@ -102,11 +102,17 @@ def test_slanted_triangular_rates(tmp_path):
     assert 'slanted-triangular' in learn.card
 
 
-def test_discriminative_rates_reach_the_optimiser(both):
-    rates = [group['lr'] for group in both[0].parts[0].opt.param_groups] if both[0].parts[0].opt else None
-    settings = ULMFiTSettings()
-    lr = settings.rates(0, 1., 4)
-    assert (lr.start, lr.stop) == (pytest.approx(1 / 2.6**3), 1.) and rates is None, "the best weights have no optimiser"
+def test_groups_thaw_one_step_at_a_time_at_rates_of_their_own(tmp_path, monkeypatch):
+    seen,fit = [], Learner.fit_one_cycle
+    def spy(learn, n_epoch, lr_max, **how):
+        groups = [params[0].requires_grad for params in learn.splitter(learn.model)]
+        fit(learn, n_epoch, lr_max, **how)
+        seen.append((n_epoch, groups, [group['lr'] for group in learn.opt.param_groups]))
+    monkeypatch.setattr(Learner, 'fit_one_cycle', spy)
+    ulmfit(more, (reviews, labels), tmp_path, **quick)
+    assert [n for n, *_ in seen] == [1, 1, 3]
+    assert [thawed for _, thawed, _ in seen] == [[False] * 3 + [True], [False] * 2 + [True] * 2, [True] * 4]
+    for _, _, rates in seen[1:]: assert [rates[-1] / lr for lr in rates] == pytest.approx([2.6**3, 2.6**2, 2.6, 1])
 
 
 # Ensembles
