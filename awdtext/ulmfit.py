@@ -385,7 +385,9 @@ def _classifier_learner(job, way):
 
 def _classifier(job, way):
     "The trained classifier, or the one that was trained before."
-    name,s,learn = f'{way} classifier', job.settings, _classifier_learner(job, way)
+    name,s = f'{way} classifier', job.settings
+    seed_all(job.how['seed'])                                                   # the head begins at random
+    learn = _classifier_learner(job, way)
     if job.is_done(name): return learn.load(f'weights_{way}', with_opt=False).unfreeze()
     say(f"The {name}:\n{training_report(learn.unfreeze(), sum(n for _, n, _ in job.plan['steps']))}")
     best,n_groups = KeepBest(reset_on_fit=False), len(learn.splitter(learn.model))
