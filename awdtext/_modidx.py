@@ -2061,6 +2061,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'awdtext/training/optim.py'),
                                         'awdtext.training.optim.WeightAverage.update': ( 'training/optim.html#weightaverage.update',
                                                                                          'awdtext/training/optim.py'),
+                                        'awdtext.training.optim._noted': ('training/optim.html#_noted', 'awdtext/training/optim.py'),
                                         'awdtext.training.optim.fusable': ('training/optim.html#fusable', 'awdtext/training/optim.py'),
                                         'awdtext.training.optim.group_values': ( 'training/optim.html#group_values',
                                                                                  'awdtext/training/optim.py'),

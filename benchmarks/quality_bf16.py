@@ -166,8 +166,8 @@ class Loop(nn.Module):
     def forward(self, x, state=None, starts=None):
         l = self.layer
         h,c = state or (x.new_zeros(len(x), l.n_hid),) * 2
-        W,U = l._drop(l.weight_ih_l0, l.input_weight_p), l._drop(l.weight_hh_l0, l.weight_p)
-        return lstm_loop(x, h, c, W, U, l.bias_ih_l0 + l.bias_hh_l0)
+        W,U,b_ih,b_hh = l.weights()
+        return lstm_loop(x, h, c, W, U, b_ih + b_hh)
 
 
 def by_the_book(model):

@@ -576,7 +576,7 @@ def test_what_whole_epochs_have_learned_is_left_when_the_loss_is_no_number_any_m
     from awdtext import cli
     left = []
     monkeypatch.setattr(cli, '_leave', lambda learn, name: left.append(name))
-    def fails(n_epoch, lr): raise FloatingPointError('The loss became nan')
+    def fails(n_epoch, lr, checkpoint): raise FloatingPointError('The loss became nan')
     learn = SimpleNamespace(record=[{}] * n_done, fit_one_cycle=fails)
     with pytest.raises(FloatingPointError, match='became nan'): cli._fit(learn, 'classifier', 3, 1.)
     assert left == ['classifier'] * bool(n_done)

@@ -773,7 +773,8 @@ def test_language_models_results_are_the_likeliest_words(capsys):
     learn.show_results(max_n=1, trunc_at=100)
     said = capsys.readouterr().out.split('predicted: ')[1].split()
     x,y = next(iter(learn.dls.valid))
-    logits = learn.model.logits(learn.model(x).dropped)
+    model = learn.model.eval()
+    logits = model.logits(model(x).dropped)
     assert said == learn.dls.vocab.decode(logits[0].argmax(-1)[y[0] >= 0])
 
 

@@ -172,7 +172,7 @@ def test_the_suggestion_suits_the_optimiser(opt_func, around):
     figures = {}
     for factor in (1, 1e-3):
         learn = lm_learner(lm_data(4000, 200), opt_func=opt_func)
-        learn.fit(1, rate * factor)
+        learn.fit(2, rate * factor)
         figures[factor] = learn.record[-1]['valid_loss']
     assert figures[1] < figures[1e-3] - .05
 

@@ -16,6 +16,7 @@ from awdtext.text_learner import language_model_learner
 from awdtext.training.optim import SGD, Adam
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import NTASGD, GradientClip, RNNRegularizer
+from awdtext.training.guards import LossGuard
 from awdtext.training.schedule import (LRFinder, cosine, flat_cos, lr_range, minimum, plot_lr_find, slide, steep,
                                        valley)
 from awdtext.training.tracking import TerminateOnNaN
@@ -28,7 +29,7 @@ def find(learn, n_epoch=20, **kwargs):
     "The finder after a rehearsal, which has no validation."
     finder,valid = LRFinder(**kwargs),learn.dls.valid
     learn.dls.valid = None
-    learn.fit(n_epoch, cbs=finder)
+    learn.remove_cb(LossGuard).fit(n_epoch, cbs=finder)
     learn.dls.valid = valid
     return finder
 

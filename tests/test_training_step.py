@@ -24,7 +24,7 @@ def steps_without_values(n=2, averaging=None, cbs=()):
     learn = lm_learner(dls, averaging)
     for cb in cbs: learn.add_cb(cb)
     learn._set_up(1., None)
-    learn.dl,learn.n_iter,learn.n_epoch,learn.training,learn.totals = dls.train,n + 1,1,True,RunningMean()
+    learn.dl,learn.n_iter,learn.n_epoch,learn.training,learn.totals = dls.train,n + 2,1,True,RunningMean()
     learn._event('before_fit')
     learn._event('before_train')
     learn.model.train()

@@ -33,7 +33,7 @@ class LossTrend:
         share:float=1., # Of the rise that is allowed
     )->float:
         "The lowest mean and a share of the allowed rise above it."
-        return self.lowest + share * max((self.factor - 1) * self.lowest, 1.) if self.n else math.inf
+        return self.lowest + share * max((self.factor - 1) * self.lowest, 3.) if self.n else math.inf
 
     def add(self,
         loss:float, # Of the next batch, a finite number

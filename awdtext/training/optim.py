@@ -23,7 +23,7 @@ def Adam(
 )->torch.optim.Optimizer:
     "`torch.optim.AdamW` with fastai's defaults."
     params,fused = fusable(params)
-    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=fused)
+    return _noted(torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=fused))
 
 
 def SGD(
@@ -34,7 +34,7 @@ def SGD(
 )->torch.optim.Optimizer:
     "`torch.optim.SGD` with the defaults of Merity et al. (2017, section 5)."
     params,fused = fusable(params)
-    return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused)
+    return _noted(torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=fused))
 
 
 def fusable(
@@ -45,6 +45,15 @@ def fusable(
     flat = [p for group in params for p in (group['params'] if isinstance(group, dict) else [group])]
     devices = {getattr(p, 'device', torch.device('meta')).type for p in flat}
     return params, True if devices <= {'cpu', 'cuda'} and all(p.is_floating_point() for p in flat) else None
+
+
+def _noted(opt):
+    "Let each step tell the parameters' version counters, which torch's fused steps pass by (seen in 2.13)."
+    def count(opt, *_):
+        for group in opt.param_groups:
+            for p in group['params']: torch.autograd.graph.increment_version(p)
+    opt.register_step_post_hook(count)
+    return opt
 
 # %% ../../nbs/training/22_optim.ipynb #cfc38bdd
 def group_values(
