@@ -15,6 +15,7 @@ alone 0.695).
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was.
 """
 import argparse
+import json
 import math
 import sys
 import tempfile
@@ -62,7 +63,7 @@ def lm_learner(args, texts, valid, seed, cbs=None):
     dls = TextDataLoaders.from_texts(texts, valid=valid, is_lm=True, bs=args.bs, max_vocab=args.max_vocab, seed=seed,
                                      n_workers=1, device='cpu')
     config = dict(zip(('emb_sz', 'n_hid', 'n_layers'), args.sizes))
-    return language_model_learner(dls, config=config, drop_mult=.1, cbs=cbs)
+    return language_model_learner(dls, config=config, drop_mult=.1, precision=args.precision, path=args.work, cbs=cbs)
 
 
 def affordable(args, texts):
@@ -72,34 +73,57 @@ def affordable(args, texts):
     learn = lm_learner(args, sample, sample[:2], seed, watch)
     learn.fit(1, 1e-3)
     tokens_each = learn.dls.train.corpus.n_tokens / len(sample)
-    reviews = args.lm_minutes * 60 * watch.value / tokens_each
+    reviews = .95 * args.lm_minutes * 60 * watch.value / tokens_each             # the rest is for words and checkpoints
     n_epoch = max(1, math.ceil(reviews / len(texts)))
     return max(args.bs, int(reviews / n_epoch)), n_epoch, watch.value
 
 
-def train_lm(args, run, encoder):
-    "Train the language model, and save its encoder."
-    texts = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed).tolist()
+class Clock(Callback):
+    "Seconds of CPU of a run, also of one that was stopped and goes on."
+    order = 90
+    def __init__(self): self.seconds,self.since = 0., process_time()
+    def state_dict(self): return {'seconds': self.seconds + process_time() - self.since}
+    def load_state_dict(self, state): self.seconds = state['seconds']
+
+
+def read_texts(args):
+    "Unlabelled reviews and those of the training part in random order, without labels; the first are for validation."
+    unsup,train = pd.read_csv(args.data / 'imdb/unsup.csv.gz'), reviews(args.data)[args.held_out:]
+    texts = pd.concat([unsup['text'], train['text']]).sample(frac=1, random_state=seed).tolist()
     n_valid = min(400, len(texts) // 10)
-    valid,texts = texts[:n_valid], texts[n_valid:]
+    return texts[n_valid:], texts[:n_valid]
+
+
+def train_lm(args, run, encoder):
+    "Train the language model, and save its encoder. A command that was stopped goes on."
+    began,clock = process_time(), Clock()
+    texts,valid = read_texts(args)
+    plan = encoder.with_suffix('.json')                                          # goes on with what was planned
+    if not plan.exists():
+        seed_all(seed)
+        n,n_epoch,speed = affordable(args, texts)
+        plan.write_text(json.dumps({'reviews': n, 'n_epoch': n_epoch, 'tokens_per_second': speed}))
+    plan = json.loads(plan.read_text())
     seed_all(seed)
-    n,n_epoch,speed = affordable(args, texts)
-    start = process_time()
-    learn = lm_learner(args, texts[:n], valid, seed)
-    print(f'{speed:,.0f} tokens a second; {learn.dls.summary()}; {n_epoch} epoch(s)', flush=True)
-    began = process_time()
-    learn.fit_flat_cos(n_epoch, args.lr)
+    learn = lm_learner(args, texts[:plan['reviews']], valid, seed, clock)
+    print(f"{learn.dls.summary()}; {plan}", flush=True)
+    words_read,clock.since = process_time(), process_time()
+    learn.fit_one_cycle(plan['n_epoch'], args.lr, checkpoint=encoder.with_suffix(''))
     if learn.interrupted: raise KeyboardInterrupt
-    ended = process_time()
+    spent = clock.state_dict()['seconds']
     learn.save_encoder(encoder.resolve())
-    return {**run, 'reviews': n, 'tokens': learn.dls.train.corpus.n_tokens, 'n_epoch': n_epoch,
-            'tokenizer_minutes': (began - start) / 60, 'cpu_minutes': (ended - began) / 60,
-            'perplexity': learn.evaluate().perplexity, 'machine': machine()}
+    return {**run, **plan, 'tokens': learn.dls.train.corpus.n_tokens, 'tokenizer_minutes': (words_read - began) / 60,
+            'cpu_minutes': spent / 60, 'perplexity': learn.evaluate().perplexity, 'machine': machine()}
+
+
+def reviews(data):
+    "The labelled reviews, in random order: the first are held out from all that learns."
+    return pd.read_csv(data / 'imdb/train.csv.gz')[['text', 'label']].sample(frac=1, random_state=seed)
 
 
 def labelled(data, draw, n_labels, n_held_out):
     "The reviews of a draw, and those that are held out from all draws."
-    df = pd.read_csv(data / 'imdb/train.csv.gz')[['text', 'label']].sample(frac=1, random_state=seed)
+    df = reviews(data)
     return df[n_held_out:].sample(n_labels, random_state=draw), df[:n_held_out]
 
 
@@ -144,7 +168,7 @@ def measure_draw(args, run, encoder):
 def planned(args):
     "The language model, then the draws."
     shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
-              'lr': args.lr}
+              'lr': args.lr, 'precision': args.precision}
     draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, **shared}
              for d in range(args.draws)]
     return [{'part': 'language model', **shared}, *draws]
@@ -167,17 +191,18 @@ def report(results, plan):
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', type=Path, help='folder that holds imdb')
-    p.add_argument('--lm-minutes', type=float, default=20., help='CPU minutes for training the language model')
-    p.add_argument('--draws', type=int, default=3, help='how often labels are drawn')
+    p.add_argument('--lm-minutes', type=float, default=60., help='CPU minutes for the language model')
+    p.add_argument('--draws', type=int, default=5, help='how often labels are drawn')
     p.add_argument('--labels', type=int, default=500, help='labelled reviews of a draw')
     p.add_argument('--results', type=Path, default=results_file)
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',
                    help="folder of the language model's encoder")
     p.add_argument('--fresh', action='store_true', help='ignore what earlier commands have done')
-    for name, value in (('bs', 32), ('max-vocab', 8000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
+    for name, value in (('bs', 64), ('max-vocab', 10_000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
         p.add_argument(f'--{name}', type=int, default=value, help=argparse.SUPPRESS)
     p.add_argument('--lr', type=float, default=5e-3, help=argparse.SUPPRESS)
-    p.add_argument('--sizes', nargs=3, type=int, default=[150, 400, 2], help=argparse.SUPPRESS)
+    p.add_argument('--sizes', nargs=3, type=int, default=[200, 600, 2], help=argparse.SUPPRESS)
+    p.add_argument('--precision', default='bf16', help="'fp32' or 'bf16'")
     return p.parse_args(argv)
 
 
@@ -191,8 +216,8 @@ def main(argv=None):
     needed(args.data, 'imdb/train.csv.gz', 'imdb/unsup.csv.gz')
     args.work.mkdir(parents=True, exist_ok=True)
     lm,*draws = plan = planned(args)
-    name = '-'.join(map(str, [args.lm_minutes, *args.sizes, args.bs, args.max_vocab, args.lr]))
-    encoder = args.work / f'{name}.safetensors'
+    name = '-'.join(map(str, [args.lm_minutes, *args.sizes, args.bs, args.max_vocab, args.lr, args.precision]))
+    encoder = (args.work / f'{name}.safetensors').resolve()
     if args.fresh or not earlier(read_results(args.results), lm) or not encoder.exists():
         write_result(args.results, train_lm(args, lm, encoder))
     skip = fresh_from(read_results(args.results), lm)
