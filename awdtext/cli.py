@@ -430,7 +430,7 @@ def main(
     argv:list[str]|None=None, # The command line without the program's name; `sys.argv` if None
 )->int:                       # Exit status
     "Run the command that the command line names."
-    ours,argv = argv is None, sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ('-h', '--help', '--version'):
         print(version('awdtext') if argv == ['--version'] else usage())
         return 0 if argv else 2
@@ -439,9 +439,6 @@ def main(
         print(f"awdtext: there is no command {name!r}: use one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     args = vars(anno_parser(COMMANDS[name], prog=f'awdtext {name}').parse_args(rest))
-    if ours:                                                   # the process, not a caller's
-        from awdtext.core import keep_pages
-        keep_pages()
     return _run(name, {k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
 
 

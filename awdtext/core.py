@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['seed_all', 'random_states', 'set_random_states', 'new_seed', 'digest', 'default_device', 'compute_dtype', 'to_device',
-           'keep_pages', 'display_mode', 'wipe_line', 'say', 'Report', 'progress', 'LazyModule']
+           'pages_kept', 'display_mode', 'wipe_line', 'say', 'Report', 'progress', 'LazyModule']
 
 # %% ../nbs/00_core.ipynb #88f1280f
-import ctypes, hashlib, random, shutil, sys, time
+import ctypes, hashlib, mmap, random, shutil, sys, time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
@@ -87,12 +88,47 @@ def to_device(
     return x
 
 # %% ../nbs/00_core.ipynb #40c5911f
-def keep_pages()->bool: # Whether the C library knows this setting (glibc on Linux)
-    "Let this process keep the memory that it frees, for its own next use."
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError): return False                # another system
-    m_mmap_max,m_trim_threshold = -4,-1                                      # malloc.h
-    return mallopt(m_mmap_max, 0) == 1 == mallopt(m_trim_threshold, 2**31 - 1)
+def _libc():
+    "The C library, if it is glibc, with the types of what is called."
+    try:
+        libc = ctypes.CDLL(None)
+        if not (libc.mallopt and libc.malloc_trim): return None                  # which glibc alone has
+    except (AttributeError, OSError, TypeError): return None
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+def _ask_for_huge_pages(libc, n_bytes):
+    "Grow the heap by addresses alone (no page is touched), and have pages of 2 MiB where they will be used."
+    while not (block := libc.malloc(n_bytes)):                                  # more than addresses may be had
+        n_bytes //= 2
+        if n_bytes < 2**27: return
+    start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+    libc.madvise(start, n_bytes - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)         # a kernel without them refuses: no harm
+    libc.free(block)                                                             # it stays the end of the heap
+
+
+@contextmanager
+def pages_kept(
+    n_bytes:int=2**32, # Of the heap's next addresses, for which pages of 2 MiB are asked
+)->Iterator[None]:
+    "While it lasts, what this process frees is kept for its own next use. Does nothing without glibc."
+    libc = _libc()
+    if libc is None:
+        yield
+        return
+    m_mmap_max,m_mmap_threshold,m_trim_threshold = -4,-3,-1                     # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, -1)                                           # never
+    _ask_for_huge_pages(libc, n_bytes)
+    try: yield
+    finally:                                                                     # where glibc comes by itself
+        for option, value in ((m_mmap_max, 2**16), (m_mmap_threshold, 2**25), (m_trim_threshold, 2**26)):
+            libc.mallopt(option, value)
+        libc.malloc_trim(0)
 
 # %% ../nbs/00_core.ipynb #6a3665e0
 def display_mode()->str: # `'notebook'`, `'terminal'` or `'file'`
