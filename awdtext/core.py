@@ -107,7 +107,7 @@ def _ask_for_huge_pages(libc, n_bytes):
         n_bytes //= 2
         if n_bytes < 2**27: return
     start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-    libc.madvise(start, n_bytes - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)         # a kernel without them refuses: no harm
+    libc.madvise(start, n_bytes - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)        # a kernel without them refuses
     libc.free(block)                                                             # it stays the end of the heap
 
 

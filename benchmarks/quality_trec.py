@@ -2,10 +2,10 @@
 
 Nothing but the 5,452 training questions is read: first by a language model, without labels, then by a classifier on its
 encoder. The peer is scikit-learn's logistic regression on TF-IDF of words and pairs of words (sublinear). What can be
-chosen (the sizes and passes here, the peer's C) was chosen on 800 of the training questions, split off at random:
+chosen (sizes and passes here, C of the peer) was chosen on 800 of the training questions, split off at random:
 
-    python benchmarks/quality_trec.py --data DIR           # DIR holds trec/{train,test}.csv: 800 training questions judge
-    python benchmarks/quality_trec.py --data DIR --test    # all training questions train, the 500 test questions judge
+    python benchmarks/quality_trec.py --data DIR         # DIR holds trec/{train,test}.csv: 800 training questions judge
+    python benchmarks/quality_trec.py --data DIR --test  # all training questions train, the 500 test questions judge
 
 Each finished seed is a line of the results file: the command can be stopped, and goes on where it was.
 """
