@@ -17,6 +17,7 @@ from .tracking import TerminateOnNaN
 class LossTrend:
     "The mean of the latest losses, the lowest it has been, and what is far above that."
     beta,n_first = .98,20  # share of the past in each mean; losses that are too few to judge from
+    n_least = 5            # losses whose mean may be the lowest
 
     def __init__(self,
         factor:float=3., # How many times its lowest value the mean may be
@@ -41,7 +42,7 @@ class LossTrend:
         "Count one loss more."
         loss = min(loss, self.bound(2.))
         self.n,self.total = self.n + 1,self.beta * self.total + (1 - self.beta) * loss
-        self.lowest = min(self.lowest, self.mean)
+        self.lowest = self.mean if self.n <= self.n_least else min(self.lowest, self.mean)
 
     @property
     def exploded(self)->bool:
