@@ -7,7 +7,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
            'other_way', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import hashlib, shutil
+import hashlib, math, shutil
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -526,7 +526,7 @@ def ulmfit(
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,_ = _ways(backwards), parse_every(every)
-    if not minutes > 0: raise ValueError(f"minutes={minutes}: use a positive number.")
+    if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
     if seed != 0: positive_int(seed, 'seed')
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')

@@ -182,3 +182,8 @@ def test_an_explosion_is_seen_from_the_first_batches_on(start):
     trend = LossTrend()
     for i in range(start + 60): trend.add(4. if i < start else 400.)
     assert trend.exploded
+
+
+@pytest.mark.parametrize('how', [dict(every=0), dict(every=-1), dict(keep=0), dict(keep=2.5), dict(factor=1.)], ids=str)
+def test_guards_that_cannot_be(how):
+    with pytest.raises(ValueError, match=f'{list(how)[0]}='): LossGuard(**how)

@@ -133,3 +133,7 @@ def test_what_is_neither_probability_nor_class():
         with pytest.raises(ValueError, match='temperature='): with_temperature(p, temperature)
     for low, high in ((0., 20.), (5., 2.), (1., torch.inf)):
         with pytest.raises(ValueError, match='low='): fit_temperature(p, t, low, high)
+
+
+def test_a_metric_needs_a_function():
+    with pytest.raises(TypeError, match='func=3 is no function'): SklearnMetric(3)

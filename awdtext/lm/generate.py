@@ -37,7 +37,7 @@ def word_probs(
     _check_law(temperature, top_k, min_p, top_p)
     highest,best = logits.max(-1, keepdim=True)
     if temperature == 0: return torch.zeros_like(logits).scatter_(-1, best, 1.)
-    probs = ((logits.float() - highest.float()) / temperature).softmax(-1)       # the best at 0, whatever the temperature
+    probs = ((logits.float() - highest.float()) / temperature).softmax(-1)       # the best at 0, even if T is tiny
     keep = torch.ones_like(probs, dtype=torch.bool)
     if top_k is not None: keep &= probs >= probs.topk(min(top_k, probs.shape[-1])).values[..., -1:]
     if min_p is not None: keep &= probs >= min_p
@@ -95,13 +95,15 @@ def _read_prompts(model, prompts, device, window=512):
     "Logits after each prompt, (n, vocab_sz), and the state there."
     if not len(prompts) or not all(len(ids) for ids in prompts):
         raise ValueError("The prompt is empty: give at least one token, such as the one that begins a document.")
-    for ids in prompts: _check_ids(torch.as_tensor(ids).tolist(), len(model.encoder.embedding.weight), 'the prompt')
     groups,parts = {}, []
     for i, ids in enumerate(prompts): groups.setdefault(len(ids), []).append(i)
     for rows in groups.values():
         ids,state = torch.stack([torch.as_tensor(prompts[i]) for i in rows]).to(device), None      # (bs, n)
         for x in ids.split(window, 1):
-            out = model(x, state)
+            try: out = model(x, state)
+            except IndexError as e:                                                  # on a CPU, where there is one
+                raise ValueError(f"the prompt has the ids {x.min()} to {x.max()}, of which one is outside of the "
+                                 "vocabulary: encode it with the vocabulary of the model.") from e
             state = out.state
         parts.append((model.logits(out.dropped[:, -1]), state))
     back = torch.tensor([i for rows in groups.values() for i in rows], device=device).argsort()

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from ..data.stream import positive_int
 from .optim import resume_average
 from .tracking import TerminateOnNaN
 
@@ -96,8 +97,8 @@ class LossGuard(TerminateOnNaN):
         factor:float=3., # The loss explodes when its mean is more than `factor` times the lowest it has been
         keep:int=100,    # Batches between two copies of the weights
     ):
-        super().__init__(every)
-        self.factor,self.keep = factor,keep
+        super().__init__(positive_int(every, 'every'))
+        self.factor,self.keep = factor,positive_int(keep, 'keep')
         self.trend,self.new = LossTrend(factor),[]      # the new ones are still on the device, with their numbers
         self.kept,self.batch,self.age = None,None,0     # good weights, the last good batch, batches since the copy
 

@@ -137,7 +137,8 @@ def fit_temperature(
 )->float:          # Above 1 if the probabilities are too sure, below 1 if they are not sure enough
     "The number that all scores should be divided by."
     _check(probs, targs)
-    if not 0 < low < high < math.inf: raise ValueError(f"low={low}, high={high}: temperatures lie above 0, and low below high.")
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"low={low}, high={high}: give temperatures with 0 < low < high.")
     p = probs.double().clamp(1e-30, 1)
     z = p.log() if targs.ndim == 1 else p.log() - (1 - probs.double()).clamp(1e-8, 1).log()
     def slope(beta):
