@@ -66,7 +66,7 @@ class EnsembleData:
         labels:Sequence|None=None, # Their labels, if they are known
     )->list:                       # A loader for each part
         "Fixed loaders of new texts, for `get_preds(dl=…)`."
-        texts = list(texts)
+        texts,labels = list(texts), labels if labels is None else list(labels)
         return [part.test_dl(texts, labels) for part in self.parts]
 
 # %% ../nbs/49_ensemble.ipynb #86f5c370

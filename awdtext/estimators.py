@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .core import random_states, seed_all, set_random_states
+from .data.batches import is_missing
 from .data.dataloaders import TextDataLoaders
 from .data.tokenizer import Tokenizer
 from .data.vocab import Vocab
@@ -49,6 +50,8 @@ def _labels(texts, y):
     "Classes, and the place of each label among them."
     if y is None: raise ValueError("This classifier requires y to be passed, but the target y is None.")
     y = column_or_1d(y, warn=True)
+    if missing := [i for i, label in enumerate(y) if y.dtype == object and is_missing(label)]:
+        raise ValueError(f"the label of sample {missing[0]} is missing: leave such samples out.")
     check_classification_targets(y)
     check_consistent_length(texts, y)
     classes,targets = np.unique(y, return_inverse=True)

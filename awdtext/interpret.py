@@ -20,6 +20,7 @@ from .core import display_mode, progress, say
 from .data.batches import Categorize, MultiCategorize, bucketed, collate
 from .data.corpus import Corpus
 from .data.dataloaders import TextDataLoaders, numericalize_texts, label_text
+from .data.stream import positive_int
 from .duplicates import near_duplicates
 from .lm.evaluate import evaluating, windows
 from .text_learner import LMLearner, TextLearner
@@ -204,7 +205,7 @@ class ClassificationInterpretation:
         class_id:int|None=None,   # Index of the category that is asked about; the predicted one if None
     )->ScoredTokens:
         "Which words decide, by `attribute`; the name is that of fastai's first version, which multiplied gradients."
-        return attribute(self.learn, text, None if class_id is None else self.vocab[class_id])
+        return attribute(self.learn, text, class_id if None in (class_id, self.vocab) else self.vocab[class_id])
 
     def _truth(self):
         if isinstance(self.labeler, Categorize): return F.one_hot(self.targets, self.labeler.n_out).bool()
@@ -307,6 +308,8 @@ def _encoded(learn, text):
 def _category(learn, category, out):
     "Index and name of what is asked about."
     names = learn.dls.labeler.categories
+    if names is None and (category or 0) not in range(out.shape[-1]):
+        raise ValueError(f"category={category!r}: this regression gives {out.shape[-1]} number(s), counted from 0.")
     if names is None: return category or 0, 'the number'
     i = int(out.argmax()) if category is None else learn.dls.labeler.index.get(category)
     if i is None: raise ValueError(f"category={category!r} is none of {', '.join(map(repr, names))}.")
@@ -367,7 +370,7 @@ def embedding_neighbours(
     k:int=10,   # How many
 )->Table:       # Columns `word` and `cosine`, the nearest first
     "The words whose embeddings are nearest to that of `word`, by the cosine of the angle."
-    vocab = learn.dls.vocab
+    vocab,k = learn.dls.vocab, positive_int(k, 'k')
     if word not in vocab:
         cure = f": try {word.lower()!r}" if word.lower() in vocab else ""
         raise ValueError(f"{word!r} is not in the vocabulary of {len(vocab):,} tokens{cure}.")
@@ -413,9 +416,11 @@ def most_surprising(
 )->Table:               # Columns `text, nats, tokens, number`, the most surprising first
     "The documents that the model finds strangest."
     _check_lm(learn)
+    if isinstance(part, str) and (part not in ('train', 'valid', 'test') or getattr(learn.dls, part) is None):
+        raise ValueError(f"part={part!r}: use 'train', 'valid' or 'test', if there is such a part, or a list of texts.")
     corpus = getattr(learn.dls, part).corpus if isinstance(part, str) else learn.dls.test_dl(part).corpus
     losses = document_losses(learn, corpus).masked_fill(corpus.lengths < max(min_tokens, 2), -math.inf)
-    values,idxs = losses.topk(min(k, len(losses)))
+    values,idxs = losses.topk(min(positive_int(k, 'k'), len(losses)))
     rows = [{'text': document_text(corpus, i, learn.dls), 'nats': v, 'tokens': int(corpus.lengths[i]), 'number': i}
             for v, i in zip(values.tolist(), idxs.tolist()) if v > -math.inf]
     return Table(rows, 'Most surprising documents, nats a token')

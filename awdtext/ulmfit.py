@@ -7,7 +7,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
            'other_way', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import hashlib, shutil
+import hashlib, math, shutil
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ from .data.stream import positive_int
 from .data.tokenizer import Tokenizer
 from .duplicates import near_duplicates
 from .ensemble import Ensemble
-from .models.awd_lstm import AWDLSTMConfig
+from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .recipes import Results
 from .report import Pace, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, text_classifier_learner
@@ -61,6 +61,10 @@ class ULMFiTSettings:
     clas_patience:int = 4        # Passes without improvement after which the last step ends
 
     def __post_init__(self):
+        for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs'):
+            positive_int(getattr(self, name), name)
+        if self.clas_bs < 2: raise ValueError("clas_bs=1: batch normalisation needs two documents to learn from.")
+        if not self.steps: raise ValueError("steps=(): a classifier is trained in one step or more.")
         if self.schedule not in ('one-cycle', 'slanted-triangular'):
             raise ValueError(f"schedule={self.schedule!r}: use 'one-cycle' or 'slanted-triangular'.")
 
@@ -162,7 +166,7 @@ def split_data(
     settings:ULMFiTSettings=ULMFiTSettings(), # Says how much validates the language model
 )->ULMFiTData:
     "Everybody's part. Raises if the labels are no labels to learn from."
-    for name, part in (('valid', valid), ('test', test)): _check_all_labelled(name, part)
+    for name, part in (('valid', valid), ('test', test)): _check_part(name, part)
     tested = set(map(_key, test.texts)) if test else set()
     bare = [text for text, label in zip(*labelled) if label is None]
     rows = [row for row in zip(*labelled) if row[1] is not None]
@@ -180,7 +184,8 @@ def split_data(
     return ULMFiTData(lm, lm_valid, train, valid, test, notes)
 
 
-def _check_all_labelled(name, part):
+def _check_part(name, part):
+    if part and not part.texts: raise ValueError(f"{name}= holds no documents: give some, or None.")
     n = sum(label is None for label in part.labels) if part else 0
     if n: raise ValueError(f"{n} of {len(part.labels)} documents of {name}= have no label: leave them out.")
 
@@ -284,7 +289,6 @@ def _make_plan(job):
                          'steps': s.steps, 'seconds': None}}
     sample = job.data.lm[:s.sample]
     dls = job.lm_dls(sample)
-    if len(sample) == len(job.data.lm): job.dls = dls
     vocab_sz = len(dls.vocab) if len(sample) == len(job.data.lm) else s.max_vocab
     per_mac,per_char = _speed(job, dls, configs[-1]), dls.train.corpus.n_tokens / max(sum(map(len, sample)), 1)
     seconds = job.how['minutes'] * 60 / len(job.ways)
@@ -293,9 +297,10 @@ def _make_plan(job):
     clas_pass = max(n_clas * per_mac * config.macs_per_token(0), 1e-9)
     steps = _shortened(s.steps, seconds * (1 - s.lm_share) / clas_pass)
     lm_seconds = share * passes * n_tokens * per_mac * config.macs_per_token(vocab_sz)
-    spent = [lm_seconds, sum(n for _, n, _ in steps) * clas_pass]
+    spent,lm_texts = [lm_seconds, sum(n for _, n, _ in steps) * clas_pass], max(2, int(share * len(job.data.lm)))
+    if lm_texts >= len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
     return {'plan': {'config': asdict(config), 'lm_epochs': passes, 'steps': steps, 'seconds': spent,
-                     'lm_texts': max(2, int(share * len(job.data.lm)))}}
+                     'lm_texts': min(lm_texts, len(job.data.lm))}}
 
 
 def _speed(job, dls, config):
@@ -521,7 +526,9 @@ def ulmfit(
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,_ = _ways(backwards), parse_every(every)
-    if not minutes > 0: raise ValueError(f"minutes={minutes}: use a positive number.")
+    if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
+    if seed != 0: positive_int(seed, 'seed')
+    AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
     how = dict(config=None if config is None else asdict(AWDLSTMConfig.from_any(config)), lm_epochs=lm_epochs,
                minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block, every=every,

@@ -190,3 +190,9 @@ def test_no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         AWDTextClassifier(n_epoch=1, **tiny).fit(texts, labels).predict(texts)
+
+
+@pytest.mark.parametrize('missing', [None, float('nan'), pd.NA])
+def test_a_missing_label_is_told(missing):
+    with pytest.raises(ValueError, match='the label of sample 1 is missing'):
+        AWDTextClassifier(**tiny).fit(texts[:4], pd.Series(['a', missing, 'b', 'a'], dtype=object))

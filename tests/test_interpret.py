@@ -210,3 +210,20 @@ def test_leaks(backwards):
     assert row['valid'] == row['train'] == 'xxbos a good film' and (row['number'], row['similarity']) == (0, 1.)
     assert '1 of 2 validation documents' in repr(leaks(dls))
     assert repr(leaks(dls, k=0)) == '1 of 2 validation documents are in the training part'
+
+
+def test_what_a_regression_is_asked_for():
+    number = clas(clas_dls([float(len(film)) for film in films], y_block=RegressionSetup), learned=False)
+    interp = ClassificationInterpretation.from_learner(number)
+    assert interp.intrinsic_attention(text, 0).scores == interp.intrinsic_attention(text).scores
+    for which in (1, -1, 'good'):
+        with pytest.raises(ValueError, match=r'gives 1 number\(s\), counted from 0'): attribute(number, text, which)
+
+
+def test_numbers_and_parts_that_cannot_be():
+    learn = lm()
+    for k in (0, -1, 2.5):
+        for f in (lambda k: embedding_neighbours(learn, 'good', k), lambda k: most_surprising(learn, k=k)):
+            with pytest.raises(ValueError, match=f'k={k}'): f(k)
+    for part in ('all', 'test'):
+        with pytest.raises(ValueError, match=f"part='{part}'"): most_surprising(learn, part)

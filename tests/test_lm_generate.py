@@ -307,3 +307,39 @@ def test_penalty_in_a_beam(model):
     dict(forbidden=[20])], ids=str)
 def test_impossible_beams(model, kwargs):
     with pytest.raises(ValueError): beam_search(model, [1], 3, **kwargs)
+
+
+# What is no text, no law and no model
+
+@pytest.mark.parametrize('n_words', [-1, 2.5])
+def test_impossible_numbers_of_words(model, n_words):
+    for call in (lambda: list(generate(model, [1], n_words)), lambda: generate_batch(model, [[1]], n_words),
+                 lambda: beam_search(model, [1], n_words)):
+        with pytest.raises(ValueError, match='n_words='): call()
+
+
+@pytest.mark.parametrize('ids', [[1, 99], [-1], torch.tensor([2, 20])], ids=str)
+def test_prompts_outside_of_the_vocabulary(model, ids):
+    for call in (lambda: list(generate(model, ids, 2)), lambda: generate_batch(model, [[1], ids], 2),
+                 lambda: beam_search(model, ids, 2)):
+        with pytest.raises(ValueError, match='the prompt has the ids .* outside of the vocabulary'): call()
+
+
+def test_spoilt_weights_are_told(model):
+    with torch.no_grad(): model.encoder.rnns[0].bias_hh_l0.fill_(torch.nan)
+    for call in (lambda: list(generate(model, [1], 2)), lambda: beam_search(model, [1], 2)):
+        with pytest.raises(ValueError, match='weights are spoilt'): call()
+
+
+@pytest.mark.parametrize('temperature', [1e-45, 1e-40, 1e-30, 1e30])
+def test_every_temperature_gives_a_distribution(temperature):
+    z = torch.tensor([[-3., -1., -torch.inf, -2.]])
+    probs = word_probs(z, temperature)
+    assert_close(probs, torch.tensor([[0., 1., 0., 0.] if temperature < 1 else [1/3, 1/3, 0., 1/3]]))
+
+
+@pytest.mark.parametrize('value', [torch.inf, torch.nan])
+def test_laws_beyond_all_numbers(model, value):
+    for law in (Law(temperature=value, forbidden=[3]), Law(penalty=value)):
+        with pytest.raises(ValueError, match='=(inf|nan)'): generate_batch(model, [[1]], 2, law)
+    with pytest.raises(ValueError, match='length_penalty='): beam_search(model, [1], 2, length_penalty=value)

@@ -150,3 +150,14 @@ def test_averages_are_what_is_scored():
 
 
 def raw_lm(): return TextDataLoaders.from_tokens([words(300)], [words(100, seed=1)], bs=4, seq_len=16, seed=0)
+
+
+def test_numbers_that_cannot_be():
+    lm,docs = get_language_model(20, tiny_size), [torch.tensor([1, 2, 3])]
+    assert surprisals(lm, []) == []
+    for bptt in (0, -1):
+        with pytest.raises(ValueError, match=f'bptt={bptt}'): surprisals(lm, docs, bptt)
+    for how in (dict(max_len=0), dict(max_len=-1), dict(seq_len=0), dict(seq_len=-1)):
+        with pytest.raises(ValueError, match='use a whole number'): pooled(lm.encoder, docs, **how)
+    for none in ([], [*docs, torch.tensor([], dtype=torch.long)]):
+        with pytest.raises(ValueError, match='there is no document, or one without tokens'): pooled(lm.encoder, none)

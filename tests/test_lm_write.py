@@ -117,3 +117,8 @@ def test_impossible_settings_change_nothing(kwargs, problem):
 
 def test_one_text_is_no_list_of_texts():
     with pytest.raises(TypeError, match='give a list of texts, not one text'): lm_learner().generate('w1 w2')
+
+
+def test_a_prompt_of_numbers_is_told(dls, model):
+    with pytest.raises(TypeError, match=r'tokens are strings, not 1 \(int\)'):
+        write(model, dls, [[1]], 2, text_law(dls))

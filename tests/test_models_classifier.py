@@ -299,3 +299,12 @@ def test_pooling_of_windows_is_pooling_of_the_whole(max_len):
     whole = masked_concat_pool(*clas.sentences(ids, lengths))
     assert_close(clas.sentences.pooled(ids, lengths), whole, rtol=1e-10, atol=1e-12)          # windows of seq_len
     with torch.no_grad(): assert_close(clas.sentences.pooled(ids, lengths), whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('how,message', [
+    (dict(n_out=0), 'the size of a layer=0'), (dict(lin_ftrs=[0]), 'the size of a layer=0'),
+    (dict(seq_len=2.5), 'seq_len=2.5'), (dict(max_len=0), 'max_len=0'), (dict(max_len=torch.nan), 'max_len=nan'),
+    (dict(y_range=(1, 0)), 'lower one first'), (dict(y_range=(1,)), 'lower one first')])
+def test_sizes_and_bounds_that_cannot_be(how, message):
+    with pytest.raises(ValueError, match=message):
+        get_text_classifier(**{**dict(vocab_sz=20, n_out=2, config=dict(emb_sz=4, n_hid=5, n_layers=2)), **how})

@@ -532,3 +532,33 @@ def test_what_the_kin_cost():
         20, AWDLSTMConfig(**size, arch=arch)).rnns.parameters() if p.dim() == 2)
     for arch in encoders: assert layers(arch=arch) == weights(arch)
     assert AWDLSTMConfig(**size, decoder='mos', n_experts=3).macs_per_token(10) == layers() + 3 * 4 * 10
+
+
+def test_a_word_that_the_bias_forbids_spoils_no_row_that_does_not_count():
+    h,W,b,t = torch.randn(3, 5), torch.randn(13, 5), torch.zeros(13), torch.tensor([1, -100, 3])
+    b[0] = -torch.inf
+    assert_close(linear_cross_entropy(h, W, b, t), F.cross_entropy(F.linear(h, W, b), t))
+
+
+@pytest.mark.parametrize('smoothing', [0., .2])
+def test_tied_weights_used_many_times_have_torchs_gradient(smoothing):
+    "As embedding, as decoder and in a penalty; over several batches, each differentiated twice."
+    batches = [(torch.randint(13, (9,)), torch.randint(13, (9,))) for _ in range(3)]
+    for _, t in batches: t[2:5] = -100
+    def grads(loss):
+        seed_all(0)
+        W,b = torch.randn(13, 5).double().requires_grad_(), torch.randn(13).double().requires_grad_()
+        for ids, t in batches:
+            l = loss(F.embedding(ids, W).tanh(), W, b, t)
+            (3 * l + l**2 + W.pow(2).sum()).backward(retain_graph=True)
+            (l / 2).backward()
+        return W.grad, b.grad
+    ours = grads(lambda h, W, b, t: linear_cross_entropy(h, W, b, t, chunk=4, label_smoothing=smoothing))
+    assert_close(ours, grads(lambda h, W, b, t: F.cross_entropy(F.linear(h, W, b), t, label_smoothing=smoothing)))
+
+
+def test_weights_changed_before_the_backward_pass_are_an_error():
+    h,W = torch.randn(3, 5), torch.randn(13, 5, requires_grad=True)
+    loss = linear_cross_entropy(h, W, None, torch.tensor([1, 2, 3]))
+    with torch.no_grad(): W.mul_(2)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'): loss.backward()

@@ -256,3 +256,8 @@ def test_a_stand_in_never_moves_the_originals_weights(monkeypatch):
 def test_a_name_that_is_no_parameter_is_told_with_those_that_are():
     with pytest.raises(ValueError, match='no parameter weight_hh_l1: layer_names can be weight_ih_l0, weight_hh_l0'):
         WeightDropout(nn.LSTM(2, 3), .5, ['weight_hh_l0', 'weight_hh_l1'])
+
+
+@pytest.mark.parametrize('p', [1., -.5, 2., float('nan')])
+def test_no_mask_of_what_is_no_probability(p):
+    with pytest.raises(ValueError, match='is no dropout probability'): drop_weights(torch.ones(3), p)

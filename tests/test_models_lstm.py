@@ -7,8 +7,10 @@ from torch.testing import assert_close
 
 from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM
+from awdtext.models.gru import WeightDropGRU
 from awdtext.models.language_model import get_language_model
 from awdtext.models.lstm import WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, repeated_product
+from awdtext.models.qrnn import WeightDropQRNN
 
 bf16 = {'device_type': 'cpu', 'dtype': torch.bfloat16}
 
@@ -157,3 +159,16 @@ def test_on_cuda_the_same_without_a_word(recwarn):
     grads = [torch.autograd.grad(out.sin().sum(), rest) for out in (here[0], there[0].cpu())]
     assert_close(*grads)
     assert not [w for w in recwarn if 'contiguous' in str(w.message)]
+
+
+@pytest.mark.parametrize('make', [WeightDropLSTM, WeightDropGRU, WeightDropQRNN])
+def test_sizes_that_do_not_fit_are_an_error_and_no_foreign_memory(make):
+    "Torch's kernel for an LSTM on a CPU compares nothing and reads on behind the end."
+    rnn,x = make(4, 3), torch.randn(2, 5, 4)
+    n_states = len(rnn(x)[1])
+    for bad in (x[..., :3], torch.randn(2, 5, 40)):
+        with pytest.raises((ValueError, RuntimeError)): rnn(bad)
+    for shape in ((2, 2), (2, 300), (3, 3), (1, 3)):
+        with pytest.raises((ValueError, RuntimeError)): rnn(x, tuple(torch.zeros(shape) for _ in range(n_states)))
+    for sizes in ((0, 3), (4, 0), (-1, 3), (4, 2.5)):
+        with pytest.raises(ValueError, match='use a whole number'): make(*sizes)

@@ -1,6 +1,7 @@
 "Reading for predictions: float32, bfloat16 and bytes against float64, one by one; models left as they were."
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -279,7 +280,7 @@ def test_predictions_follow_training_and_averages(learn):
 def test_a_learner_that_has_predicted_can_be_copied_and_exported(learn, precision, tmp_path):
     probs = learn.get_preds(precision=precision)[0]
     twin = pickle.loads(pickle.dumps(learn._twins))
-    assert twin._twin is None
+    assert twin._made == (None, None)
     assert_close(copy.deepcopy(learn).get_preds(precision=precision)[0], probs)
     there = load_learner(learn.export(tmp_path / 'clas'), device='cpu')
     text = reviews(1, 5)[0][0]
@@ -297,3 +298,35 @@ def test_precisions_that_cannot_be(learn, monkeypatch, capsys):
     assert learn.get_preds(precision='int8')[0].equal(exact)
     assert 'predictions are made in float32' in capsys.readouterr().out
     assert choose_for_prediction('fp32', cpu) == 'fp32'
+
+
+@pytest.mark.parametrize('how', ['copied', 'pickled optimiser', "torch's own"])
+def test_predictions_follow_the_training_of_any_optimiser(learn, how):
+    "A fused step changes weights without their version counters, and a copy has lost the hook that tells them."
+    learn = copy.deepcopy(learn)
+    if how == "torch's own": learn.opt,learn.opt_func = None,partial(torch.optim.AdamW, fused=True)
+    learn.fit_one_cycle(1, 1e-3)
+    if how == 'copied': learn = copy.deepcopy(learn)
+    if how == 'pickled optimiser': learn.model,learn.opt = pickle.loads(pickle.dumps((learn.model, learn.opt)))
+    learn.get_preds(precision='bf16')
+    learn.fit_one_cycle(1, 1e-2)
+    rnn,twin = learn.model.encoder.rnns[0], learn._twins(learn.model, 'bf16').encoder.rnns[0]
+    if twin is not rnn: assert_close(twin.bias, (rnn.bias_ih_l0 + rnn.bias_hh_l0).detach(), rtol=0, atol=0)
+
+
+def test_a_precision_that_is_none_prepares_nothing():
+    for arch in ('AWD_LSTM', 'GRU'):
+        clas = get_text_classifier(20, 2, dict(SIZE, arch=arch)).eval()
+        with pytest.raises(ValueError, match="precision='int4': use 'fp32', 'bf16' or 'int8'"): prepare(clas, 'int4')
+
+
+def test_threads_may_share_twins():
+    "Another one asks for another precision between the look at what there is and its return."
+    clas,twins = get_text_classifier(20, 2, SIZE).eval(), Twins()
+    class Interrupted(str):
+        def __eq__(self, other):
+            if self: twins(clas, 'fp32')
+            return str(self) == other
+        __hash__ = str.__hash__
+    made = twins(clas, 'bf16')
+    assert made is not clas and twins(clas, Interrupted('bf16')) is made

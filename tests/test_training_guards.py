@@ -165,3 +165,25 @@ def test_what_is_no_explosion():
         weights = torch.tensor(.98, dtype=torch.float64) ** torch.arange(2999, -1, -1)
         mean = (torch.tensor(losses, dtype=torch.float64) * weights).sum() / weights.sum()
         assert_close(trend.mean, mean.item(), rtol=1e-2, atol=0)
+
+
+def test_losses_of_very_different_batches_are_no_explosion():
+    "Squared errors of a target with a long tail: one of the first batches may be far below the mean of all."
+    g = torch.Generator().manual_seed(0)
+    for scale in (1., 100., 1e4):
+        for _ in range(60):
+            trend = LossTrend()
+            for loss in (torch.randn(300, generator=g).exp() * scale).tolist(): trend.add(loss)
+            assert not trend.exploded, scale
+
+
+@pytest.mark.parametrize('start', [2, 5, 10, 40])
+def test_an_explosion_is_seen_from_the_first_batches_on(start):
+    trend = LossTrend()
+    for i in range(start + 60): trend.add(4. if i < start else 400.)
+    assert trend.exploded
+
+
+@pytest.mark.parametrize('how', [dict(every=0), dict(every=-1), dict(keep=0), dict(keep=2.5), dict(factor=1.)], ids=str)
+def test_guards_that_cannot_be(how):
+    with pytest.raises(ValueError, match=f'{list(how)[0]}='): LossGuard(**how)

@@ -117,3 +117,23 @@ def test_a_bridge_in_the_table():
     probs,targs = learn.get_preds()
     assert learn.record[-1]['cohen_kappa_score'] == pytest.approx(skm.cohen_kappa_score(targs, probs.argmax(1)))
     assert learn.record[-1]['roc_auc_score'] == pytest.approx(skm.roc_auc_score(targs, probs[:, 1]), abs=1e-6)
+
+
+def test_what_is_neither_probability_nor_class():
+    p,t = torch.tensor([[.7, .2, .1], [.1, .8, .1]]), torch.tensor([0, 1])
+    for probs, targs, message in ((p * torch.nan, t, 'no probabilities'), (p.log(), t, 'no probabilities'),
+                                  (p * 9, t, 'no probabilities'), (p, t - 1, 'run from -1 to 0'),
+                                  (p, t + 2, 'run from 2 to 3, but these are probabilities of 3 classes')):
+        for f in (class_report, calibration, fit_temperature):
+            with pytest.raises(ValueError, match=message): f(probs, targs)
+    with pytest.raises(ValueError, match='2 categories for 3 classes'): class_report(p, t, ['a', 'b'])
+    for n_bins in (0, -1, 2.5):
+        with pytest.raises(ValueError, match='n_bins='): calibration(p, t, n_bins)
+    for temperature in (0., -1., torch.inf, torch.nan):
+        with pytest.raises(ValueError, match='temperature='): with_temperature(p, temperature)
+    for low, high in ((0., 20.), (5., 2.), (1., torch.inf)):
+        with pytest.raises(ValueError, match='low='): fit_temperature(p, t, low, high)
+
+
+def test_a_metric_needs_a_function():
+    with pytest.raises(TypeError, match='func=3 is no function'): SklearnMetric(3)

@@ -341,3 +341,31 @@ def test_bad_arguments_leave_nothing(tmp_path, how, message):
 def test_bad_data_leaves_nothing(tmp_path, texts, labelled, error, message):
     with pytest.raises(error, match=message): ulmfit(texts, labelled, tmp_path / 'run', **quick)
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_part_of_the_texts_is_the_same_part_after_a_kill(tmp_path, monkeypatch):
+    "What is planned is what is read, and a killed run finds its data again."
+    how = {**quick, 'config': None, 'lm_epochs': None, 'settings': replace(small, sizes=((8, 12, 2),), n_steps=2)}
+    def killed(*args): raise RuntimeError('killed')
+    with monkeypatch.context() as m:
+        m.setattr(module, '_lm_results', killed)
+        with pytest.raises(RuntimeError, match='killed'): ulmfit(more, (reviews, labels), tmp_path, minutes=1e-5, **how)
+    learn = ulmfit(more, (reviews, labels), tmp_path, minutes=1e-5, **how)
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert content['plan']['lm_texts'] == 2 and content['forward language model']['tokens'] < 30 and learn.card
+
+
+@pytest.mark.parametrize(('how', 'message'), [
+    (dict(test=([], [])), 'test= holds no documents'), (dict(valid=([], [])), 'valid= holds no documents'),
+    (dict(drop_mult=9.), 'is no dropout probability'), (dict(drop_mult=-1.), 'is no dropout probability'),
+    (dict(seed=-1), 'seed=-1'), (dict(seed=1.5), 'seed=1.5'), (dict(minutes=float('inf')), 'minutes=inf')])
+def test_what_would_fail_after_an_hour_fails_at_once(tmp_path, how, message):
+    with pytest.raises(ValueError, match=message):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', **{**quick, **how})
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('how', [dict(lm_bs=0), dict(seq_len=2.5), dict(max_passes=0), dict(clas_bs=1), dict(steps=())],
+                         ids=str)
+def test_settings_that_cannot_be(how):
+    with pytest.raises(ValueError, match=list(how)[0]): ULMFiTSettings(**how)

@@ -6,6 +6,7 @@
 __all__ = ['word_probs', 'penalise', 'Law', 'steps', 'generate', 'Generated', 'generate_batch', 'beam_search']
 
 # %% ../../nbs/lm/41_generate.ipynb #9d9b2ac5
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .evaluate import evaluating
 
 # %% ../../nbs/lm/41_generate.ipynb #29bd1c2e
 def _check_law(temperature, top_k, min_p, top_p):
-    if not temperature >= 0: raise ValueError(f"temperature={temperature} must be 0 or more.")
+    if not 0 <= temperature < math.inf: raise ValueError(f"temperature={temperature} must be 0 or more, and finite.")
     if top_k is not None and top_k < 1: raise ValueError(f"top_k={top_k} must be at least 1, or None for all words.")
     if min_p is not None and not 0 <= min_p <= 1: raise ValueError(f"min_p={min_p} must lie between 0 and 1.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -34,9 +35,9 @@ def word_probs(
 )->Tensor:                    # (bs, vocab_sz), rows add up to 1
     "The distribution that the next word is drawn from."
     _check_law(temperature, top_k, min_p, top_p)
-    best = logits.argmax(-1, keepdim=True)
+    highest,best = logits.max(-1, keepdim=True)
     if temperature == 0: return torch.zeros_like(logits).scatter_(-1, best, 1.)
-    probs = (logits.float() / temperature).softmax(-1)
+    probs = ((logits.float() - highest.float()) / temperature).softmax(-1)       # the best at 0, even if T is tiny
     keep = torch.ones_like(probs, dtype=torch.bool)
     if top_k is not None: keep &= probs >= probs.topk(min(top_k, probs.shape[-1])).values[..., -1:]
     if min_p is not None: keep &= probs >= min_p
@@ -58,12 +59,15 @@ def penalise(
     penalty:float,      # At least 1, which changes nothing
 )->Tensor:              # Scores of the next word, (bs, vocab_sz); no logarithms of a distribution any more
     "Make words that were said before less likely."
-    if not penalty >= 1: raise ValueError(f"repetition_penalty={penalty} must be at least 1, which is none.")
+    if not 1 <= penalty < math.inf:
+        raise ValueError(f"repetition_penalty={penalty} must be at least 1, which is none, and finite.")
     return logps if penalty == 1 else torch.where(said, penalty * logps, logps)
 
 
 def _without(scores, forbidden):
     "The scores, with -inf at the forbidden words."
+    if scores.isnan().any():
+        raise ValueError("The model's scores are no numbers: its weights are spoilt. Load those you saved last.")
     if not forbidden: return scores
     scores = scores.index_fill(-1, torch.tensor(forbidden, device=scores.device), -torch.inf)
     if scores.max() == -torch.inf: raise ValueError("Every word is forbidden: leave one to be drawn.")
@@ -78,6 +82,10 @@ def _check_ids(ids, vocab_sz, name):
     return list(ids)
 
 # %% ../../nbs/lm/41_generate.ipynb #b9d91c2e
+def _check_n_words(n):
+    if n != 0: positive_int(n, 'n_words')
+
+
 def _rows(state, idxs):
     "Some rows of a recurrent state."
     return state and tuple(tuple(o[idxs] for o in layer) for layer in state)
@@ -92,7 +100,10 @@ def _read_prompts(model, prompts, device, window=512):
     for rows in groups.values():
         ids,state = torch.stack([torch.as_tensor(prompts[i]) for i in rows]).to(device), None      # (bs, n)
         for x in ids.split(window, 1):
-            out = model(x, state)
+            try: out = model(x, state)
+            except IndexError as e:                                                  # on a CPU, where there is one
+                raise ValueError(f"the prompt has the ids {x.min()} to {x.max()}, of which one is outside of the "
+                                 "vocabulary: encode it with the vocabulary of the model.") from e
             state = out.state
         parts.append((model.logits(out.dropped[:, -1]), state))
     back = torch.tensor([i for rows in groups.values() for i in rows], device=device).argsort()
@@ -142,6 +153,7 @@ def steps(
     seeds:Sequence[int],      # For each text the seed of its draws
 )->Iterator[list[tuple]]:     # At each step `(text, token, log-probability)` for the texts that grow
     "Let several texts grow, one token each at a time."
+    _check_n_words(n_words)
     generators,device = [torch.Generator().manual_seed(s) for s in seeds], next(model.parameters()).device
     live,state,words = list(range(len(prompts))), None, None
     for step in range(n_words):
@@ -244,8 +256,9 @@ def beam_search(
     length_penalty:float=0.,     # 0 orders texts by their probability, 1 by that of their mean word
 )->list[Generated]:              # The best first, `beam_sz` of them if there are so many
     "The likeliest continuations of `ids` that can be found."
+    _check_n_words(n_words)
     positive_int(beam_sz, 'beam_sz')
-    if not length_penalty >= 0: raise ValueError(f"length_penalty={length_penalty} must be 0 or more.")
+    if not 0 <= length_penalty < math.inf: raise ValueError(f"length_penalty={length_penalty} must be 0 or more.")
     device,beams,state = next(model.parameters()).device, [_Beam([], [], 0., False)], None
     for step in range(n_words):
         live,ended = [b for b in beams if not b.ended], [(b, None) for b in beams if b.ended]

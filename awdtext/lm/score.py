@@ -47,6 +47,8 @@ def surprisals(
     bptt:int=72,             # Tokens at a time; changes speed and memory, not the figures
 )->list[Tensor]:             # For each document the nats of its tokens after the first, (n - 1,)
     "How surprising each token is, given those before it."
+    positive_int(bptt, 'bptt')
+    if not len(docs): return []
     order = sorted(range(len(docs)), key=lambda i: len(docs[i]), reverse=True)
     docs,device = [docs[i] for i in order], next(model.parameters()).device
     ns = [max(len(doc) - 1, 0) for doc in docs]
@@ -116,6 +118,9 @@ def pooled(
     max_len:int|None=None,   # How many tokens at the end of a document are pooled; all if None
 )->Tensor:                   # (n, 3 * out_sz)
     "The last output of each document, their maximum and their mean."
+    for name, value in (('seq_len', seq_len), ('max_len', max_len)): value is None or positive_int(value, name)
+    if not len(docs) or not all(len(doc) for doc in docs):
+        raise ValueError("there is no document, or one without tokens: give some, with one token at least.")
     order = torch.tensor([len(doc) for doc in docs]).argsort(descending=True)
     (ids,lengths),device = collate([docs[i] for i in order.tolist()], 0), next(encoder.parameters()).device
     ns,ids,lengths,state = lengths.tolist(), ids.to(device), lengths.to(device), None

@@ -49,6 +49,8 @@ def prompt_tokens(
     "The tokens that are read before the first word is drawn, in the order of the text."
     tok = dls.tokenizer
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
+    if wrong := [t for t in tokens if not isinstance(t, str)]:
+        raise TypeError(f"tokens are strings, not {wrong[0]!r} ({type(wrong[0]).__name__}).")
     if tok and not isinstance(text, str): tok.check_tokens(tokens)
     return tokens[1:] if dls.backwards and tokens[:1] == [BOS] else tokens
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.stream import positive_int
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, needs_grad
 from .dropout import check_p
 from .language_model import new_encoder
@@ -72,7 +73,7 @@ class SentenceEncoder(nn.Module):
     ):
         super().__init__()
         for name, value in (('seq_len', seq_len), ('max_len', max_len)):
-            if value is not None and value < 1: raise ValueError(f"{name}={value}: use at least 1.")
+            if value is not None: positive_int(value, name)
         self.encoder,self.seq_len,self.max_len = encoder,seq_len,max_len
         self.shortest = 16  # window in evaluation: each begins with laying out weights and choosing kernels
 
@@ -177,6 +178,9 @@ class PoolingClassifier(nn.Module):
         y_range:tuple=None, # Bounds of the result, `(low, high)`
     ):
         super().__init__()
+        for size in dims: positive_int(size, 'the size of a layer')
+        if y_range is not None and not (len(y_range) == 2 and y_range[0] < y_range[1]):
+            raise ValueError(f"y_range={y_range}: give the bounds of the result, the lower one first.")
         if len(ps) != len(dims) - 1:
             raise ValueError(f"{len(dims)} sizes make {len(dims) - 1} layers, but there are {len(ps)} dropouts: "
                              "give one for each layer.")

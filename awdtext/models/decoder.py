@@ -108,7 +108,7 @@ def fused_nll(
     for s in (slice(i, min(i + chunk, n)) for i in range(0, n, chunk or 1)):
         p = z[:s.stop - s.start]
         nll = chunk_nll(h[s], W, b, t[s], p, exact, smoothing, look=h.device.type == 'cpu')
-        total += (nll * counts[s]).sum()
+        total += nll.masked_fill(~counts[s], 0).sum()                  # a word that a bias of -inf forbids costs inf
         if any(needs):
             dz = add_grads(W, t[s], p, ones[s], dh[s] if needs[0] else None, db, smoothing)
             if needs[1]: dW = add_weight_gradient(dW, dz, h[s], exact)

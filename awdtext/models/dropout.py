@@ -31,6 +31,7 @@ def dropout_mask(
     p:float,      # Probability of dropping a number
 )->Tensor:        # Each number 0 or 1/(1-p)
     "A mask to multiply with, each number drawn by itself from torch's generator."
+    check_p(p)
     if like.device.type != 'cpu': return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     n,bound = math.prod(shape), min(round(2**16 * p), 2**16 - 1)
     integers = torch.empty(math.ceil(n / 4), dtype=torch.int64).random_(-2**63, None)     # all 64 bits are random

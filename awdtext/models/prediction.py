@@ -83,6 +83,8 @@ def prepare(
     precision:str,        # `'fp32'`, `'bf16'` or `'int8'`
 )->TextClassifier:        # For predictions alone; `model` itself where its layers cannot be prepared
     "A classifier that says what `model` says at this moment, faster."
+    if precision not in ('fp32', 'bf16', 'int8'):
+        raise ValueError(f"precision={precision!r}: use 'fp32', 'bf16' or 'int8'.")
     layers = model.encoder.rnns if isinstance(model, TextClassifier) else []
     if precision == 'fp32': return model
     if {type(rnn) for rnn in layers} != {WeightDropLSTM} or layers[0].weight_hh_l0.device.type != 'cpu':
@@ -101,7 +103,7 @@ def _with(module, **parts):
 # %% ../../nbs/models/19_prediction.ipynb #7117a63b
 class Twins:
     "The latest twin that was made, and made again when its model has changed."
-    def __init__(self): self._of,self._twin = None,None
+    def __init__(self): self._made = None,None                         # what the latest was made of, and itself
 
     def __call__(self,
         model:TextClassifier, # In evaluation
@@ -110,9 +112,12 @@ class Twins:
         "`prepare(model, precision)`, made now or before."
         params = list(model.parameters())
         now = precision, [id(model), *map(id, params)], [(p.data_ptr(), p._version) for p in params]
-        if self._of is None or self._of[1:] != now:
-            self._of,self._twin = None,None                            # two would need more memory
-            self._of,self._twin = ((model, params), *now), prepare(model, precision)   # what is held keeps its id
-        return self._twin
+        of,twin = self._made                                           # another thread may replace it meanwhile
+        if of is None or of[1:] != now:
+            of = twin = None
+            self._made = None,None                                     # two would need more memory
+            twin = prepare(model, precision)
+            self._made = ((model, params), *now), twin                 # what is held keeps its id
+        return twin
 
     def __reduce__(self): return type(self), ()                        # copies make their own

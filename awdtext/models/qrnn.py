@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.stream import positive_int
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
 from .dropout import check_p, drop_weights
 
@@ -87,7 +88,7 @@ class WeightDropQRNN(nn.Module):
     ):
         super().__init__()
         if window not in (1, 2): raise ValueError(f"window={window}: use 1 or 2.")
-        self.n_in,self.n_hid,self.window = n_in,n_hid,window
+        self.n_in,self.n_hid,self.window = positive_int(n_in, 'n_in'),positive_int(n_hid, 'n_hid'),window
         self.weight_p,self.zoneout_p = check_p(weight_p, 'weight_p'), check_p(zoneout_p, 'zoneout_p')
         bound = (window * n_in) ** -.5  # as in a linear layer
         self.weight = nn.Parameter(torch.empty(3*n_hid, window * n_in).uniform_(-bound, bound))

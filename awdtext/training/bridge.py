@@ -39,6 +39,7 @@ class SklearnMetric(Metric):
         thresh:float=.5,     # Probability above which a label is predicted, for `of='labels'`
         name:str|None=None,  # Column of the table; the function's name if None
     ):
+        if not callable(func): raise TypeError(f"func={func!r} is no function: give one, such as metrics.f1_score.")
         if of not in _views: raise ValueError(f"of={of!r} is not one of {', '.join(map(repr, _views))}.")
         self.func,self.of,self.thresh = func,of,thresh
         self._name = name or getattr(getattr(func, 'func', func), '__name__', type(func).__name__)

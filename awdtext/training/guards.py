@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from ..data.stream import positive_int
 from .optim import resume_average
 from .tracking import TerminateOnNaN
 
@@ -17,6 +18,7 @@ from .tracking import TerminateOnNaN
 class LossTrend:
     "The mean of the latest losses, the lowest it has been, and what is far above that."
     beta,n_first = .98,20  # share of the past in each mean; losses that are too few to judge from
+    n_least = 5            # losses whose mean may be the lowest
 
     def __init__(self,
         factor:float=3., # How many times its lowest value the mean may be
@@ -41,7 +43,7 @@ class LossTrend:
         "Count one loss more."
         loss = min(loss, self.bound(2.))
         self.n,self.total = self.n + 1,self.beta * self.total + (1 - self.beta) * loss
-        self.lowest = min(self.lowest, self.mean)
+        self.lowest = self.mean if self.n <= self.n_least else min(self.lowest, self.mean)
 
     @property
     def exploded(self)->bool:
@@ -95,8 +97,8 @@ class LossGuard(TerminateOnNaN):
         factor:float=3., # The loss explodes when its mean is more than `factor` times the lowest it has been
         keep:int=100,    # Batches between two copies of the weights
     ):
-        super().__init__(every)
-        self.factor,self.keep = factor,keep
+        super().__init__(positive_int(every, 'every'))
+        self.factor,self.keep = factor,positive_int(keep, 'keep')
         self.trend,self.new = LossTrend(factor),[]      # the new ones are still on the device, with their numbers
         self.kept,self.batch,self.age = None,None,0     # good weights, the last good batch, batches since the copy
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.stream import positive_int
+
 # %% ../../nbs/training/37_judge.ipynb #163b2c8f
 def _check(probs, targs):
     if probs.ndim != 2 or not len(probs) or targs.shape not in (probs.shape, probs.shape[:1]):
@@ -21,6 +23,12 @@ def _check(probs, targs):
     if targs.ndim == 1 and targs.is_floating_point():
         raise ValueError("these targets are numbers and not classes: "
                          "a regression has neither classes nor probabilities.")
+    if not (probs.min() >= 0 and probs.max() < 1.001):                          # NaN is not, and 1 may be rounded up
+        raise ValueError(f"numbers from {probs.min():.3g} to {probs.max():.3g} are no probabilities: give those of "
+                         "get_preds, not the model's scores.")
+    if targs.ndim == 1 and not (targs.min() >= 0 and targs.max() < probs.shape[1]):
+        raise ValueError(f"the targets run from {targs.min()} to {targs.max()}, but these are probabilities of "
+                         f"{probs.shape[1]} classes: their numbers begin at 0.")
 
 # %% ../../nbs/training/37_judge.ipynb #061e0b88
 class ClassFigures(NamedTuple):
@@ -66,6 +74,7 @@ def class_report(
     right,said,n = (o.double().sum(0) for o in (guess & true, guess, true))               # (n_classes,) each
     columns = torch.stack([_ratio(right, said), _ratio(right, n), _ratio(2 * right, said + n)], 1)
     total,names = int(n.sum()), list(range(n_classes)) if categories is None else list(categories)
+    if len(names) != n_classes: raise ValueError(f"{len(names)} categories for {n_classes} classes: name each once.")
     classes = [ClassFigures(name, *row, int(k)) for name, row, k in zip(names, columns.tolist(), n.tolist())]
     shares = n / max(total, 1)
     return ClassReport(classes, ClassFigures('mean', *columns.mean(0).tolist(), total),
@@ -110,6 +119,7 @@ def calibration(
 )->Calibration:       # Prints as a table
     "Compare probabilities with how often they come true."
     _check(probs, targs)
+    positive_int(n_bins, 'n_bins')
     conf,right = (probs.flatten(), targs.flatten()) if targs.ndim == 2 else (probs.amax(1), probs.argmax(1) == targs)
     bins = (conf * n_bins).ceil().long().clamp(1, n_bins) - 1
     conf,right = conf.double(), right.double()
@@ -127,6 +137,8 @@ def fit_temperature(
 )->float:          # Above 1 if the probabilities are too sure, below 1 if they are not sure enough
     "The number that all scores should be divided by."
     _check(probs, targs)
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"low={low}, high={high}: give temperatures with 0 < low < high.")
     p = probs.double().clamp(1e-30, 1)
     z = p.log() if targs.ndim == 1 else p.log() - (1 - probs.double()).clamp(1e-8, 1).log()
     def slope(beta):
@@ -150,6 +162,7 @@ def with_temperature(
     several:bool=False,  # Whether they are of labels that do not exclude each other
 )->Tensor:               # Probabilities, (n, n_classes)
     "What the probabilities are with all scores divided by `temperature`."
+    if not 0 < temperature < math.inf: raise ValueError(f"temperature={temperature}: use a number above 0.")
     p = probs.double().clamp(1e-30, 1)
     if not several: return (p.log() / temperature).softmax(1).to(probs)
     return ((p.log() - (1 - probs.double()).clamp(1e-8, 1).log()) / temperature).sigmoid().to(probs)

@@ -26,7 +26,7 @@ from .checkpoint import check_weights, load_opt_state, opt_state, read_bundle, w
 from .guards import LossGuard
 from .losses import Loss, cross_entropy_loss
 from .metrics import RunningMean, as_metrics
-from .optim import Adam, make_opt, one_group, resume_average, same_params, take_hypers
+from .optim import Adam, make_opt, noted, one_group, resume_average, same_params, take_hypers
 from .precision import MixedPrecision, choose_precision
 from .progress import ProgressCallback
 from .report import StepTimer, summarize
@@ -493,6 +493,7 @@ class Learner:
         fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
         if self.opt and same_params(self.opt, fresh): take_hypers(self.opt, fresh)  # no schedule outlives its fit
         else: self.opt = fresh                                                      # first fit, or layers were replaced
+        noted(self.opt)                                                             # a copy's is not, nor is another's
 
     # Callbacks
 
