@@ -23,6 +23,7 @@ from .duplicates import near_duplicates
 from .interpret import ClassificationInterpretation, Table, attribute, surprisal
 from .text_learner import LMLearner, TextLearner
 from .training.callback import Callback, CancelFitException
+from .training.learner import rehearse
 from .training.tracking import Recorder, format_hours
 
 # %% ../nbs/56_report.ipynb #966f0564
@@ -106,7 +107,7 @@ def _duration(seconds): return format_hours(seconds) if seconds >= 60 else f'{se
 
 def _cost_lines(learn, n_epoch, n_batches):
     pace = Pace(n_batches)
-    learn._rehearse(pace, n_batches + 1, 'steps')
+    rehearse(learn, pace, n_batches + 1, 'steps')
     n,peak = sum(p.numel() * p.element_size() for p in learn.model.parameters()), peak_memory(learn.device)
     where = 'GPU' if learn.device.type == 'cuda' else 'process'
     duration,speed = _duration(seconds_of(learn, pace, n_epoch)), pace.tokens / pace.seconds
