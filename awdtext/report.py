@@ -172,8 +172,8 @@ def svg(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     parts = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'axes.titlecolor', 'xtick.color', 'ytick.color'
-    style = {**dict.fromkeys(parts, _INK), 'svg.fonttype': 'none', 'axes.facecolor': 'none', 'legend.framealpha': 0.,
-             'axes.spines.top': False, 'axes.spines.right': False}
+    style = {**dict.fromkeys(parts, _INK), 'svg.fonttype': 'none', 'svg.hashsalt': 'awdtext', 'axes.facecolor': 'none',
+             'legend.framealpha': 0., 'axes.spines.top': False, 'axes.spines.right': False}
     with rc_context(style):
         figure,out = Figure(figsize=(width, height), layout='constrained'), StringIO()
         axes = figure.subplots()
@@ -181,7 +181,7 @@ def svg(
         for line in axes.lines:
             line.set_rasterized(len(line.get_xdata()) > 3000)
             line.set_alpha(max(line.get_alpha() or 1., .45))                             # faint is nothing on black
-        figure.savefig(out, format='svg', transparent=True, dpi=150)
+        figure.savefig(out, format='svg', transparent=True, dpi=150, metadata={'Date': None})
     text = out.getvalue()
     return text[text.index('<svg'):].replace(_INK, 'currentColor')
 

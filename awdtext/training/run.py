@@ -231,8 +231,11 @@ class Run:
         with learn.averaged():
             self.folder.write({**_checkpoint(learn, self.at, self.begun, done), 'swapped': swapped})
 
-    def restore(self, learn, batches=()):
-        "Put back what the checkpoint tells, of whose pass some `batches` are done."
+    def restore(self,
+        learn,      # The `Learner`
+        batches=(), # Those of its pass, of which some are done
+    ):
+        "Put back what the checkpoint tells."
         tree,self.waiting = self.waiting,None
         _put_back(learn, tree, batches)
         self.at = tree['at']
