@@ -46,10 +46,9 @@ from .text_learner import LMLearner, TextLearner, language_model_learner, load_l
 
 # %% ../nbs/59_all.ipynb #3149a8f4
 from .training.accumulate import GradientAccumulation
-from .training.bridge import SklearnMetric
+from .training.calibration import calibration, class_report, fit_temperature
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
-from .training.judge import calibration, class_report, fit_temperature
 from .training.guards import LossGuard
 from .training.learner import Learner
 from awdtext.training.loggers import (CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback, WandB,
@@ -65,6 +64,7 @@ from .training.progress import ProgressCallback
 from .training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
 from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minimum, one_cycle, slanted_triangular,
     slide, steep, valley)
+from .training.sklearn_metrics import SklearnMetric
 from .training.tracking import Recorder, TerminateOnNaN
 from .tune import Tuning, tune
 from .ulmfit import ULMFiTSettings, ulmfit

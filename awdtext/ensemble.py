@@ -19,7 +19,7 @@ from .data.tokenizer import BOS
 from .lm.evaluate import LMScore
 from .lm.score import TextScore
 from .training.checkpoint import write_bundle
-from .training.judge import Calibration, ClassReport, calibration, class_report
+from .training.calibration import Calibration, ClassReport, calibration, class_report
 
 # %% ../nbs/49_ensemble.ipynb #a52b3c21
 def _checked(parts, kind):

@@ -24,7 +24,7 @@ from .data.stream import positive_int
 from .duplicates import near_duplicates
 from .lm.evaluate import evaluating, windows
 from .text_learner import LMLearner, TextLearner
-from .training.report import text_table
+from .training.profile import text_table
 
 # %% ../nbs/52_interpret.ipynb #426a5b36
 def _cell(value): return value if isinstance(value, str) else f'{value:.4g}' if isinstance(value, float) else str(value)

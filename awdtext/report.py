@@ -23,6 +23,7 @@ from .duplicates import near_duplicates
 from .interpret import ClassificationInterpretation, Table, attribute, surprisal
 from .text_learner import LMLearner, TextLearner
 from .training.callback import Callback, CancelFitException
+from .training.learner import rehearse
 from .training.tracking import Recorder, format_hours
 
 # %% ../nbs/56_report.ipynb #966f0564
@@ -106,7 +107,7 @@ def _duration(seconds): return format_hours(seconds) if seconds >= 60 else f'{se
 
 def _cost_lines(learn, n_epoch, n_batches):
     pace = Pace(n_batches)
-    learn._rehearse(pace, n_batches + 1, 'steps')
+    rehearse(learn, pace, n_batches + 1, 'steps')
     n,peak = sum(p.numel() * p.element_size() for p in learn.model.parameters()), peak_memory(learn.device)
     where = 'GPU' if learn.device.type == 'cuda' else 'process'
     duration,speed = _duration(seconds_of(learn, pace, n_epoch)), pace.tokens / pace.seconds
@@ -171,8 +172,8 @@ def svg(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     parts = 'text.color', 'axes.labelcolor', 'axes.edgecolor', 'axes.titlecolor', 'xtick.color', 'ytick.color'
-    style = {**dict.fromkeys(parts, _INK), 'svg.fonttype': 'none', 'axes.facecolor': 'none', 'legend.framealpha': 0.,
-             'axes.spines.top': False, 'axes.spines.right': False}
+    style = {**dict.fromkeys(parts, _INK), 'svg.fonttype': 'none', 'svg.hashsalt': 'awdtext', 'axes.facecolor': 'none',
+             'legend.framealpha': 0., 'axes.spines.top': False, 'axes.spines.right': False}
     with rc_context(style):
         figure,out = Figure(figsize=(width, height), layout='constrained'), StringIO()
         axes = figure.subplots()
@@ -180,7 +181,7 @@ def svg(
         for line in axes.lines:
             line.set_rasterized(len(line.get_xdata()) > 3000)
             line.set_alpha(max(line.get_alpha() or 1., .45))                             # faint is nothing on black
-        figure.savefig(out, format='svg', transparent=True, dpi=150)
+        figure.savefig(out, format='svg', transparent=True, dpi=150, metadata={'Date': None})
     text = out.getvalue()
     return text[text.index('<svg'):].replace(_INK, 'currentColor')
 

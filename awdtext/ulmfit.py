@@ -30,6 +30,7 @@ from .recipes import Results
 from .report import Pace, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, text_classifier_learner
 from .training.checkpoint import read_bundle
+from .training.learner import rehearse
 from .training.monitors import EarlyStopping, KeepBest
 from .training.resume import parse_every, plain
 from .training.schedule import ParamScheduler, slanted_triangular
@@ -307,7 +308,7 @@ def _speed(job, dls, config):
     "Seconds of training per multiplication, of this model."
     pace = Pace(job.settings.n_steps)
     learn = language_model_learner(dls, config=config, drop_mult=job.settings.lm_drop_mult)
-    learn._rehearse(pace, job.settings.n_steps + 1, 'steps')
+    rehearse(learn, pace, job.settings.n_steps + 1, 'steps')
     return pace.seconds / pace.tokens / config.macs_per_token(len(dls.vocab))
 
 
@@ -525,31 +526,31 @@ def ulmfit(
     every:str='5min',              # How often a checkpoint is written
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
-    ways,_ = _ways(backwards), parse_every(every)
+    ways,columns = _ways(backwards), (text_col, label_col, label_delim)
+    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm)
+    valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
+    data = split_data(read_texts(texts, text_col), read_labelled(labelled, *columns), valid, test, valid_pct, seed,
+                      y_block, settings)
+    return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
+
+
+def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm):
+    "How all is trained, by name. Raises if something cannot be."
+    parse_every(every)
     if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
     if seed != 0: positive_int(seed, 'seed')
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
-    how = dict(config=None if config is None else asdict(AWDLSTMConfig.from_any(config)), lm_epochs=lm_epochs,
-               minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block, every=every,
-               tok_tfm=make_tokenizer(tok_tfm, None))
-    columns = text_col, label_col, label_delim
-    valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
-    data = split_data(read_texts(texts, text_col), read_labelled(labelled, *columns), valid, test, valid_pct, seed,
-                      y_block, settings)
-    job = _Job(data, _run(data, out, ways, settings, how), ways, settings, how)
+    config = None if config is None else asdict(AWDLSTMConfig.from_any(config))
+    return dict(config=config, lm_epochs=lm_epochs, minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block,
+                every=every, tok_tfm=make_tokenizer(tok_tfm, None))
+
+
+def _carry_out(job):
+    "The learner with its card, which is printed; both are in the folder."
     job.stage('plan', partial(_make_plan, job))
     _say_plan(job)
-    return _finished(job, [_one_way(job, way) for way in ways])
-
-
-def _one_way(job, way):
-    _language_model(job, way)
-    return _classifier(job, way)
-
-
-def _finished(job, learners):
-    "The learner with its card, which is printed; both are in the folder."
+    learners = [_one_way(job, way) for way in job.ways]
     learn = learners[0] if len(learners) == 1 else Ensemble(learners)
     job.stage('figures', partial(_figures, learn, job.data))
     card = recipe_card(job.run.content)
@@ -558,3 +559,8 @@ def _finished(job, learners):
     (job.out / 'card.txt').write_text(card + '\n', encoding='utf-8')
     say(f'\n{card}\nIn {job.out}: classifier.safetensors, card.txt, results.json.')
     return learn
+
+
+def _one_way(job, way):
+    _language_model(job, way)
+    return _classifier(job, way)

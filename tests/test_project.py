@@ -20,7 +20,7 @@ from fastcore.docments import docments
 
 root = Path(__file__).parent.parent
 max_body, max_median, max_cell = 30, 8, 45
-long_cells = {'Learner', 'TextLearner', 'LMLearner'}  # classes of thin methods, in one piece to be read in one piece
+long_cells = {'Loop', 'Learner'}  # the loop, and a class of thin methods: each in one piece to be read in one piece
 heavy = {'spacy', 'pandas', 'matplotlib', 'IPython', 'optuna', 'sklearn', 'sentencepiece'}
 
 modules = floors.modules()

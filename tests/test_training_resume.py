@@ -210,7 +210,7 @@ def test_another_configuration_data_or_version_is_refused(tmp_path, monkeypatch)
     changed(folder, 'data.train.tokens was 240 and is 250', n_train=250)
     changed(folder, 'callbacks.GradientClip.max_norm was 0.25 and is 1.0', clip=1.)
     changed(folder, "optimiser.type was 'SGD' and is 'AdamW'", opt_func=Adam)
-    monkeypatch.setattr('awdtext.training.learner.__version__', '9.9')
+    monkeypatch.setattr('awdtext.training.run.__version__', '9.9')
     changed(folder, "versions.awdtext was .* and is '9.9'")
 
 

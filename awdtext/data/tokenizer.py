@@ -365,7 +365,7 @@ def _cut(spm, text):
     if set(special_tokens).isdisjoint(pieces): return pieces
     return [o for piece in pieces for o in (_as_bytes(piece) if piece in special_tokens else [piece])]
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #d48d6483
 def _check_pieces(tokens, known):
     strange = next((token for token in tokens if token not in known), None)
     if strange is not None:

@@ -26,7 +26,6 @@ def text_law(
     temperature:float=1.,           # See `word_probs`
     min_p:float|None=None,          # See `word_probs`
     no_unk:bool=True,               # Never say the word that stands for unknown ones
-    *,
     top_k:int|None=None,            # See `word_probs`
     top_p:float|None=None,          # See `word_probs`
     repetition_penalty:float=1.,    # See `penalise`

@@ -10,8 +10,8 @@ from training_helpers import plain_learner, tiny_size, two_classes, words
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import load_learner, text_classifier_learner
-from awdtext.training.bridge import SklearnMetric
-from awdtext.training.judge import calibration, class_report, fit_temperature, with_temperature
+from awdtext.training.calibration import calibration, class_report, fit_temperature, with_temperature
+from awdtext.training.sklearn_metrics import SklearnMetric
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_numbers_have_neither_classes_nor_probabilities():
         with pytest.raises(ValueError, match='a regression has neither classes nor probabilities'): method()
 
 
-def test_a_bridge_in_the_table():
+def test_scikit_learns_metrics_in_the_table():
     metrics = [SklearnMetric(skm.cohen_kappa_score), SklearnMetric(skm.roc_auc_score, of='probs')]
     learn = plain_learner(two_classes(), metrics=metrics)
     learn.fit(2)
