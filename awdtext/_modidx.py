@@ -40,6 +40,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'awdtext.core.Report': ('core.html#report', 'awdtext/core.py'),
                               'awdtext.core.Report.__repr__': ('core.html#report.__repr__', 'awdtext/core.py'),
                               'awdtext.core._ask_for_huge_pages': ('core.html#_ask_for_huge_pages', 'awdtext/core.py'),
+                              'awdtext.core._give_back': ('core.html#_give_back', 'awdtext/core.py'),
+                              'awdtext.core._keep': ('core.html#_keep', 'awdtext/core.py'),
                               'awdtext.core._libc': ('core.html#_libc', 'awdtext/core.py'),
                               'awdtext.core._new_bar': ('core.html#_new_bar', 'awdtext/core.py'),
                               'awdtext.core.compute_dtype': ('core.html#compute_dtype', 'awdtext/core.py'),

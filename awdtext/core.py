@@ -111,24 +111,34 @@ def _ask_for_huge_pages(libc, n_bytes):
     libc.free(block)                                                             # it stays the end of the heap
 
 
+_MMAP_MAX,_MMAP_THRESHOLD,_TRIM_THRESHOLD = -4,-3,-1  # options in malloc.h
+_keepers = []                                         # who is within `pages_kept` now
+
+
 @contextmanager
 def pages_kept(
     n_bytes:int=2**32, # Of the heap's next addresses, for which pages of 2 MiB are asked
 )->Iterator[None]:
     "While it lasts, what this process frees is kept for its own next use. Does nothing without glibc."
-    libc = _libc()
-    if libc is None:
-        yield
-        return
-    m_mmap_max,m_mmap_threshold,m_trim_threshold = -4,-3,-1                     # malloc.h
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, -1)                                           # never
-    _ask_for_huge_pages(libc, n_bytes)
+    libc = None if _keepers else _libc()
+    _keepers.append(libc)
+    if libc: _keep(libc, n_bytes)
     try: yield
-    finally:                                                                     # where glibc comes by itself
-        for option, value in ((m_mmap_max, 2**16), (m_mmap_threshold, 2**25), (m_trim_threshold, 2**26)):
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
+    finally:
+        if _keepers.pop(): _give_back(libc)
+
+
+def _keep(libc, n_bytes):
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, -1)                                           # never
+    _ask_for_huge_pages(libc, n_bytes)
+
+
+def _give_back(libc):
+    "The options as glibc has them by itself after large blocks."
+    for option, value in ((_MMAP_MAX, 2**16), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26)):
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
 
 # %% ../nbs/00_core.ipynb #6a3665e0
 def display_mode()->str: # `'notebook'`, `'terminal'` or `'file'`

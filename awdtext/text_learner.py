@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import say, to_device
+from .core import pages_kept, say, to_device
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
 from .data.stream import document_starts, positive_int
@@ -429,7 +429,7 @@ class LMReader:
         stats:dict|None=None,                # Its `gradient_statistics`; made from the training part if None
     )->LMScore:
         "Exact loss and perplexity: one stream, every token once."
-        with self.averaged(): return _evaluate(self, _part(self.dls, part), bs, cache, dynamic, stats)
+        with self.averaged(), pages_kept(): return _evaluate(self, _part(self.dls, part), bs, cache, dynamic, stats)
 
     def tune_cache(self,
         part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts

@@ -156,5 +156,7 @@ def test_pages_are_kept_while_it_lasts_and_given_back_afterwards():
         faults()
         assert faults() < 1000
         with pytest.raises(ValueError), pages_kept(): raise ValueError
+        faults()
+        assert faults() < 1000
     assert faults() > 10_000
     assert resident() - before < 2**25

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import Report, default_device, progress, say, set_random_states, to_device
+from ..core import Report, default_device, pages_kept, progress, say, set_random_states, to_device
 from ..data.stream import positive_int
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
@@ -128,7 +128,7 @@ class Loop:
     def _loop(self, n_epoch, start_epoch):
         self.n_epoch,self.interrupted = n_epoch,False
         self.zero_grad()                                               # whoever left some
-        with _stop_on_signal(self, self._run.folder is not None), ExitStack() as at_last:
+        with _stop_on_signal(self, self._run.folder is not None), pages_kept(), ExitStack() as at_last:
             at_last.callback(self._close)
             try:
                 self._event('before_fit')
@@ -477,7 +477,7 @@ class Learner(Loop):
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "Predictions, as probabilities or values, in the order of the data, whatever the order of the loader."
         dl = self._dl(ds_idx, dl)
-        with self._aside():
+        with self._aside(), pages_kept():
             self.model.eval()
             return self._read(dl, with_loss)
 
