@@ -60,7 +60,7 @@ def _decoder_macs(c, vocab_sz):
     tails = [share * size * (n_hid + b - a) for share, size, a, b in zip(shares, sizes, ends[:-1], ends[1:])]
     return round(n_hid * (ends[0] + len(cutoffs)) + sum(tails))
 
-
+# %% ../../nbs/models/12_awd_lstm.ipynb #518a3082
 @dataclass(frozen=True)
 class AWDLSTMConfig:
     "Sizes and dropouts of an AWD-LSTM or of its kin; the defaults are `awd_lstm_lm_config`."
