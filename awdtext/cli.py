@@ -514,9 +514,8 @@ def main(
 
 
 def _run(name, args):
-    texts = args.pop('texts', ())
-    first = [args.pop('model')] if texts else []
-    try: COMMANDS[name](*first, *texts, **args)
+    given = [args.pop('model'), *args.pop('texts')] if name == 'predict' else []  # which takes any number of texts
+    try: COMMANDS[name](*given, **args)
     except KeyboardInterrupt:
         print("awdtext: interrupted.", file=sys.stderr)
         return 130
