@@ -27,6 +27,7 @@ from .data.vocab import Vocab
 from .lm.dynamic_eval import DynamicEvaluation, gradient_statistics, tune_dynamic
 from .lm.neural_cache import NeuralCache, tune_cache
 from .text_learner import LMLearner, language_model_learner
+from .training.callback import Callback
 from .training.metrics import BitsPerChar, Perplexity
 from .training.monitors import KeepBest
 from .training.optim import SGD
@@ -247,7 +248,7 @@ def recipe_learner(
 
 def _decoder(recipe, vocab_sz):
     if recipe.n_experts: return {'decoder': 'mos', 'n_experts': recipe.n_experts, 'latent_p': recipe.latent_p}
-    return {'decoder': 'adaptive' if vocab_sz > 75_000 else 'softmax'}            # as `main.py` chooses
+    return {'decoder': 'adaptive', 'tie_weights': False} if vocab_sz > 75_000 else {}            # as `main.py` chooses
 
 
 def _advice(seconds): return "A smaller scale and fewer epochs take less."
@@ -324,22 +325,29 @@ def reproduce(
 # %% ../nbs/53_recipes.ipynb #6def5cf4
 def _train(run, recipe, learn, every):
     "All stages, but for those that are done."
-    out,fine = run.file.parent, recipe.finetune_epochs
-    _fit(learn, recipe, out, 0, every)
-    run.stage('train', lambda: {**_curve(learn), **({'unfinetuned': _figures(learn, recipe)} if fine else {})})
-    if fine:
-        n_before = len(learn.record)
-        _fit(learn, recipe, out, fine, every)
-        run.stage('finetune', lambda: _curve(learn, n_before))
+    fine = recipe.finetune_epochs
+    def trained(): return {**_curve(learn, 1), **({'unfinetuned': _figures(learn, recipe)} if fine else {})}
+    _fit(learn, recipe, run.file.parent, every, _BeforeFinetuning(partial(run.stage, 'train', trained)))
+    if fine: run.stage('finetune', lambda: _curve(learn, 2))
+    else: run.stage('train', trained)
     for stage in _evaluations(recipe): run.stage(stage, partial(_HOW[stage], learn.to_fp32(), recipe))
 
 
-def _fit(learn, recipe, out, finetune_epochs, every):
+class _BeforeFinetuning(Callback):
+    "Calls `work` when the second stage begins: then the model holds the best weights of the first."
+    order = -1000       # before anybody changes anything
+    in_lr_find = decides = False
+    def __init__(self, work): self.work = work
+    def before_fit(self, learn):
+        if learn.recorder.stage == 2: self.work()
+
+
+def _fit(learn, recipe, out, every, between):
     "Train, or load what is trained already; what the user interrupts ends here."
     keep = KeepBest()
     if recipe.optimizer == 'sgd':
-        learn.fit_ntasgd(recipe.epochs, finetune_epochs, recipe.lr, recipe.nonmono, finetune_lr=recipe.finetune_lr,
-                         checkpoint=out / 'checkpoints', every=every)
+        learn.fit_ntasgd(recipe.epochs, recipe.finetune_epochs, recipe.lr, recipe.nonmono, cbs=between,
+                         finetune_lr=recipe.finetune_lr, checkpoint=out / 'checkpoints', every=every)
     else:
         falling = ParamScheduler({'lr': (recipe.lr, step_decay(recipe.epochs, recipe.when))})
         learn.fit(recipe.epochs, recipe.lr, cbs=[falling, keep], checkpoint=out / 'checkpoints' / 'adam', every=every)
@@ -347,8 +355,9 @@ def _fit(learn, recipe, out, finetune_epochs, every):
     keep.restore(learn)
 
 
-def _curve(learn, first=0):
-    return {'curve': learn.record, 'seconds': sum(row['time'] for row in learn.record[first:])}
+def _curve(learn, stage):
+    seconds = sum(row['time'] for row in learn.record if row.get('stage', 1) == stage)
+    return {'curve': learn.record, 'seconds': seconds}
 
 
 def _figures(learn, recipe, **how):

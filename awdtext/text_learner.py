@@ -11,6 +11,7 @@ import json, warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,10 @@ def _for_prediction(learn, precision):
         finally: learn.model,learn.precision = kept
 
 
-def _results(learn, dl, n):
-    "Rows of the loader's first batch, each with what the model says."
-    epoch,batch = dl.epoch,next(iter(dl))
+def _results(learn, dl, n, shuffle=False):
+    "Rows of the loader's first batch, or of any, each with what the model says."
+    epoch,place = dl.epoch, int(torch.randint(len(dl), ())) if shuffle else 0
+    batch = next(islice(dl, place, None))
     dl.epoch = epoch                                                                     # this was no pass
     with learn._aside(), torch.no_grad(), learn.precision.context():
         learn.model.eval()
@@ -328,10 +330,12 @@ class TextLearner(EncoderLearner):
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
         dl=None,            # Or any loader
         max_n:int=9,        # Rows at most
+        shuffle:bool=True,  # Whether to take any batch of the data, and not the first; of `dl` it is the first
         trunc_at:int=150,   # Words of a cell at most
     ):
         "Show some rows of a batch beside what the model says: a table in a notebook, text elsewhere."
-        show_rows(_results(self, self._dl(ds_idx, dl), max_n), max_n, trunc_at)
+        shuffle = shuffle and dl is None
+        show_rows(_results(self, self._dl(ds_idx, dl), max_n, shuffle), max_n, trunc_at)
 
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."

@@ -23,8 +23,9 @@ from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.demo import save_curve
+from awdtext.ensemble import LMEnsemble
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
-from awdtext.text_learner import language_model_learner, load_learner, text_classifier_learner
+from awdtext.text_learner import LMLearner, language_model_learner, load_learner, text_classifier_learner
 from awdtext.training.checkpoint import read_bundle
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -311,8 +312,130 @@ def test_generated_texts(made, shell):
     assert say('--n-texts', 1, '--seed', 2)[1] == out.splitlines()[1] + '\n'    # text i has the seed `seed + i`
     assert all(line.startswith('The cat') for line in say('--prompt', 'The cat')[1].splitlines())
     assert len(set(say('--temperature', 0)[1].splitlines())) == 1
-    for options, message in ((['--top-k', 0], 'top_k=0 must be'), (['--temperature', -1], 'temperature=-1.0 must be')):
-        assert message in say(*options)[2]
+
+
+def test_generated_texts_are_those_of_the_library(made, shell):
+    "Every option reaches it."
+    model = made / 'lm/language_model.safetensors'
+    learn = load_learner(model)
+    common = ['--prompt', 'The cat', '--n-words', 9, '--seed', 5]
+    def shown(*options): return shell('generate', model, *common, *options)[1]
+    drawn = dict(temperature=1.3, top_k=9, top_p=.9, min_p=.01, repetition_penalty=1.5, stop=['.', 'xxbos'],
+                 no_unk=False, seed=5)
+    options = ['--temperature', 1.3, '--top-k', 9, '--top-p', .9, '--min-p', .01, '--repetition-penalty', 1.5,
+               '--stop', '. xxbos', '--unk']
+    expected = learn.generate(['The cat'] * 3, 9, **drawn)
+    lines = shown(*options).splitlines()
+    assert lines == [o.text for o in expected] == shown(*options, '--stream').splitlines()
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        for way in ('generate', 'stream'):
+            patch.setattr(LMLearner, way, lambda learn, prompts, n_words, **how: asked.append(how) or [])
+        for stream in ([], ['--stream']): shown(*options, *stream)
+    assert asked == [drawn, drawn, drawn | {'seed': 6}, drawn | {'seed': 7}]     # all at once, or one after the other
+    told = shown(*options, '--logps').splitlines()
+    for text, head, tail in zip(expected, told[::2], told[1::2]):
+        assert head == f'{text.logp:.4f}\t{text.text}'
+        pairs = [pair.rsplit(' ', 1) for pair in tail.split('\t')[1:]]
+        assert [(word, float(logp)) for word, logp in pairs] == [
+            (word, pytest.approx(logp, abs=1e-4)) for word, logp in zip(text.tokens, text.logps)]
+    best = learn.beam_search('The cat', 9, 4, repetition_penalty=1.2, length_penalty=1., stop=['xxbos'])
+    search = ['--beam-sz', 4, '--repetition-penalty', 1.2, '--length-penalty', 1, '--stop', 'xxbos']
+    assert shown(*search, '--n-texts', 2).splitlines() == [o.text for o in best[:2]]
+    assert len(shown(*search, '--n-texts', 9).splitlines()) == 4
+
+
+def test_words_are_shown_as_they_come(made, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(LMLearner, 'stream', lambda learn, *args, **how: (seen.append(capsys.readouterr().out) or piece
+                                                                          for piece in ('The', ' cat', ' sat')))
+    assert main(['generate', str(made / 'lm/language_model'), '--stream', '--n-texts', '1']) == 0
+    assert seen == ['', 'The', ' cat'] and capsys.readouterr().out == ' sat\n'
+
+
+@pytest.mark.parametrize('options,message', [
+    ('--top-k 0', 'top_k=0 must be'), ('--temperature -1', 'temperature=-1.0 must be'),
+    ('--top-p 0', 'top_p=0.0 must be above 0'), ('--min-p 2', 'min_p=2.0 must lie between 0 and 1'),
+    ('--repetition-penalty .5', 'repetition_penalty=0.5 must be at least 1'),
+    ('--stop STOP', "the stop token 'STOP' is not in the vocabulary"), ('--n-words 0', 'n_words=0: use a whole number'),
+    ('--n-texts 0', 'n_texts=0: use a whole number'), ('--beam-sz 0', 'beam_sz=0: use a whole number'),
+    ('--beam-sz 2 --length-penalty -1', 'length_penalty=-1.0 must be 0 or more'),
+    ('--beam-sz 2 --top-p .5', 'searches and draws nothing: leave out --top-p'),
+    ('--beam-sz 2 --temperature 1', 'leave out --temperature'), ('--beam-sz 2 --stream', 'leave out --stream'),
+    ('--length-penalty 1', 'give --beam-sz too'), ('--logps --stream', 'leave out --stream')])
+def test_texts_that_cannot_be_generated(options, message, made, shell):
+    said = shell('generate', made / 'lm/language_model', *options.split())
+    refused(said, message)
+    assert said[1] == ''
+
+
+# Subwords and characters
+
+@pytest.mark.parametrize('tokens,unit', [('subwords', 'subwords'), ('chars', 'characters')])
+def test_other_tokens_than_words(tokens, unit, tmp_path, shell):
+    write(tmp_path, a=texts, b=frame)
+    options = ['--tokens', tokens, *(['--max-vocab', 320] if tokens == 'subwords' else [])]
+    argv = ['train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'lm', *few, *options]
+    status,out,err = shell(*argv)
+    assert (status, err) == (0, '')
+    learn = load_learner(tmp_path / 'lm/language_model')
+    assert learn.dls.tokenizer.unit == unit and len(learn.dls.vocab) < 340
+    learn.score(texts)                                                           # the words can be spelt
+    assert shell('generate', tmp_path / 'lm/language_model', '--prompt', 'The c')[1].startswith('The c')
+    assert shell('evaluate', tmp_path / 'lm/language_model', tmp_path / 'a.txt')[0] == 0
+    clas = ['train-classifier', '--data', tmp_path / 'b.csv', '--epochs', 1]
+    assert shell(*clas, '--out', tmp_path / 'c', '--encoder', tmp_path / 'lm/encoder')[0] == 0
+    if tokens == 'chars': assert shell(*clas, '--out', tmp_path / 'd', '--tokens', tokens)[0] == 0
+    for folder in 'cd'[:1 + (tokens == 'chars')]:
+        assert load_learner(tmp_path / folder / 'classifier').dls.tokenizer.unit == unit
+        assert shell('predict', tmp_path / folder / 'classifier', texts[0])[0] == 0
+
+
+def test_ulmfit_on_characters_in_both_directions(tmp_path, shell):
+    "And what the shell does with an ensemble."
+    write(tmp_path, a=frame)
+    write(tmp_path, b=[f'{text} And more .' for text in texts])
+    argv = ['ulmfit', '--labelled', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--config', 'small',
+            '--texts', tmp_path / 'b.txt']
+    status,out,err = shell(*argv, '--lm-epochs', 1, '--tokens', 'chars', '--direction', 'both')
+    assert (status, err) == (0, '')
+    n_labelled = int(re.search(r'(\d+) labelled documents for training', out)[1])
+    assert sum(map(int, re.search(r'(\d+) \+ (\d+) texts for the language model', out).groups())) == n_labelled + 36
+    model = tmp_path / 'out/classifier'
+    learn = load_learner(model)
+    assert [part.dls.tokenizer.unit for part in learn.parts] == ['characters'] * 2
+    status,out,err = shell('evaluate', model, tmp_path / 'a.csv')
+    right = sum(learn.predict(t)[0] == l for t, l in zip(texts, labels))
+    assert (status, err) == (0, '') and f'accuracy {right / 36:.4f}, 36 documents' in out
+    assert shell('predict', model, texts[0])[0] == 0
+    refused(shell('generate', model), 'is a classifier; generate needs a language model')
+
+
+def test_several_language_models_score_and_do_not_write(made, tmp_path, shell):
+    learn = load_learner(made / 'lm/language_model')
+    both = LMEnsemble([learn, learn]).export(tmp_path / 'both')
+    assert shell('evaluate', both, made / 'text.txt')[1].startswith(f'perplexity {learn_score(learn):.2f}, ')
+    for name in ('generate', 'predict'): refused(shell(name, both), f'score texts and write none: {name} needs one')
+
+
+def learn_score(learn): return LMEnsemble([learn, learn]).evaluate(texts).perplexity
+
+
+@pytest.mark.parametrize('command', ['train-lm', 'ulmfit'])
+def test_without_sentencepiece_it_is_said_what_to_install(command, tmp_path, shell, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sentencepiece', None)
+    write(tmp_path, a=frame)
+    data = '--data' if command == 'train-lm' else '--labelled'
+    refused(shell(command, data, tmp_path / 'a.csv', '--out', tmp_path / 'out', '--tokens', 'subwords'),
+            r"Subwords need sentencepiece: pip install 'awdtext\[subwords\]'", tmp_path / 'out')
+
+
+@pytest.mark.parametrize('command', ['train-lm', 'tune', 'train-classifier', 'ulmfit'])
+def test_tokens_that_there_are_not(command, tmp_path, shell):
+    write(tmp_path, a=frame)
+    data = '--labelled' if command == 'ulmfit' else '--data'
+    argv = [command, data, tmp_path / 'a.csv', '--out', tmp_path / 'out', '--tokens']
+    refused(shell(*argv, 'letters'), '--tokens letters: use words, subwords or chars', tmp_path / 'out')
 
 
 def test_evaluation_of_a_classifier(made, tmp_path, shell):
@@ -402,6 +525,9 @@ lm_problems = {
     'no such preset': (dict(a=texts), ['--config', 'huge'], "no preset 'huge': use one of small, base, paper"),
     'no share': (dict(a=texts), ['--valid-pct', 1.5], 'valid_pct=1.5: use a share between 0 and 1'),
     'no vocabulary': (dict(a=texts), ['--max-vocab', 2], 'max_vocab=2 leaves no room'),
+    'too few subwords': (dict(a=texts), ['--tokens', 'subwords', '--max-vocab', 99], 'vocab_sz=99: use 300 or more'),
+    'tokenised subwords': (dict(a=texts), ['--tokens', 'subwords', '--tokenized'], 'leave out --tokens subwords'),
+    'too few for clusters': (dict(a=texts), ['--decoder', 'adaptive'], 'too small for the usual cutoffs'),
     'tokenised table': (dict(a=frame), ['--tokenized'], '--tokenized is for text files'),
     'rate too high': (dict(a=texts), ['--lr', 1e30], r'The loss became (nan|inf) in epoch 0.*Use a lower rate'),
 }

@@ -10,6 +10,8 @@ from training_helpers import tiny_size
 
 from awdtext.data.batches import MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.tokenizer import BaseTokenizer
+from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.interpret import (ClassificationInterpretation, attribute, document_losses, embedding_neighbours,
     integrated_gradients, leaks, most_surprising, surprisal)
 from awdtext.lm.evaluate import evaluate_lm
@@ -227,3 +229,116 @@ def test_numbers_and_parts_that_cannot_be():
             with pytest.raises(ValueError, match=f'k={k}'): f(k)
     for part in ('all', 'test'):
         with pytest.raises(ValueError, match=f"part='{part}'"): most_surprising(learn, part)
+
+
+# Ensembles
+
+def both_ways(labels=stars, **how):
+    return Ensemble([clas(clas_dls(labels, backwards=back), **how) for back in (False, True)])
+
+
+def ensembles_odds(both, scales, i):
+    "Log-odds of the mean probability when each token's embedding is scaled, (m, n): in every part."
+    probs = []
+    for part in both.parts:
+        own = scales.flip(1) if part.dls.backwards else scales
+        probs.append(part.loss_func.activation(scaled(part, ids_of(part, text), own)))
+    p = torch.stack(probs).mean(0)[:, i]
+    return p.log() - (1 - p).log()
+
+
+@pytest.mark.parametrize('labels', [stars, [[s] for s in stars]], ids=['one label', 'several'])
+def test_attributions_of_an_ensemble_are_those_of_its_mean(labels):
+    "Beside midpoints of the way through all parts, and at each of them central differences in the scale of one token."
+    both = both_ways(labels)
+    for part in both.parts: part.model.double()
+    found = attribute(both, text, both.dls.categories[1], n_steps=256)
+    n,eps = len(found.tokens), 1e-5
+    slow,eye = torch.zeros(n, dtype=torch.float64), torch.eye(n, dtype=torch.float64)
+    for alpha in (torch.arange(150) + .5) / 150:
+        odds = ensembles_odds(both, torch.cat([alpha + eps * eye, alpha - eps * eye]), 1)
+        slow += (odds[:n] - odds[n:]) / (2 * eps) / 150
+    assert torch.allclose(torch.tensor(found.scores, dtype=torch.float64), slow, rtol=2e-2, atol=2e-4)
+    end,begin = ensembles_odds(both, torch.tensor([[1.], [0.]]).expand(2, n), 1).tolist()
+    assert sum(found.scores) == pytest.approx(end - begin, rel=1e-2, abs=1e-4)
+    p = both.predict(text)[2][1].item()
+    assert found.tokens == both.parts[0].dls.tokenizer(text)
+    assert f"'{both.dls.categories[1]}': {math.log(p / (1 - p)):+.3g}," in found.title
+
+
+def test_an_ensemble_of_equals_says_what_each_says():
+    one = clas()
+    both = Ensemble([one, one])
+    assert attribute(both, text, 'good').scores == pytest.approx(attribute(one, text, 'good').scores, abs=1e-5)
+    assert attribute(both, text).title == attribute(one, text).title
+    first,second = (ClassificationInterpretation.from_learner(o) for o in (both, one))
+    assert np.array_equal(first.confusion_matrix(), second.confusion_matrix())
+    assert first.top_table()[0]['text'] == second.top_table()[0]['text']
+    numbers = clas(clas_dls([float(len(film)) for film in films], y_block=RegressionSetup))
+    twice = attribute(Ensemble([numbers, numbers]), text)
+    assert twice.scores == pytest.approx(attribute(numbers, text).scores, abs=1e-4)
+
+
+def test_of_a_long_document_an_ensemble_explains_what_any_part_pools():
+    "The forward one its last five tokens, the backward one its first five."
+    found = attribute(both_ways(seq_len=4, max_len=5), text, 'good')
+    n = len(found.tokens)
+    assert n > 10 and [math.isnan(s) for s in found.scores] == [False] * 5 + [True] * (n - 10) + [False] * 5
+    alone = attribute(both_ways(max_len=5).parts[0], text, 'good')
+    assert [math.isnan(s) for s in alone.scores] == [True] * (n - 5) + [False] * 5
+
+
+@pytest.mark.parametrize('of', ['validation', 'new texts'])
+def test_errors_of_an_ensemble_are_those_of_its_mean(of):
+    both = both_ways(learned=False)
+    dl = None if of == 'validation' else both.dls.test_dl(films[:7], stars[:7])
+    interp = ClassificationInterpretation.from_learner(both, dl=dl)
+    probs,targets = both.get_preds(dl=dl)
+    assert np.array_equal(interp.confusion_matrix(), confusion_matrix(targets, probs.argmax(1), labels=range(3)))
+    assert {(a, b) for a, b, _ in interp.most_confused()} <= {(a, b) for a in interp.vocab for b in interp.vocab}
+    check_report(interp.classification_report(), targets, probs.argmax(1), range(3))
+    losses = -probs[torch.arange(len(targets)), targets].log()
+    worst = int(losses.argmax())
+    row = interp.top_table(1)[0]
+    assert (row['number'], row['loss']) == (worst, pytest.approx(losses[worst].item(), rel=1e-5))
+    part = both.parts[1]                                     # which reads from the end
+    read = (part.dls.valid if dl is None else dl[1]).corpus[worst]
+    assert row['text'].split() == part.dls.vocab.decode(read)[::-1]
+    assert interp.intrinsic_attention(text, 0).title.startswith("'bad'")
+
+
+def test_ensembles_that_cannot_be_looked_at():
+    both = both_ways(learned=False)
+    with pytest.raises(ValueError, match='have no labels'):
+        ClassificationInterpretation.from_learner(both, dl=both.dls.test_dl(films))
+    other = Ensemble([both.parts[0], clas(clas_dls(tok_tfm=BaseTokenizer()), learned=False)])
+    with pytest.raises(ValueError, match=r'different tokens.*learn\.parts\[0\]'): attribute(other, "it isn't", 'bad')
+    lms = LMEnsemble([lm(), lm(backwards=True)])
+    with pytest.raises(TypeError, match='language model: see surprisal'):
+        ClassificationInterpretation.from_learner(lms)
+    with pytest.raises(TypeError, match='This is a language model'): attribute(lms, text)
+    with pytest.raises(TypeError, match='This is a classifier'): surprisal(both, text)
+    with pytest.raises(ValueError, match='several embeddings.*learn\\.parts'): embedding_neighbours(lms, 'good')
+
+
+def test_surprisal_of_several_language_models_is_the_mean_of_theirs():
+    lms = LMEnsemble([lm(), lm(backwards=True)])
+    found = surprisal(lms, text)
+    each = [part.score([text])[0] for part in lms.parts]
+    slow = [sum(nats) / 2 for nats in zip(*(score.surprisals for score in each))]
+    assert found.tokens == ['xxbos', *each[0].tokens] and found.scores[1:] == pytest.approx(slow)
+    assert math.isnan(found.scores[0]) and found.title.startswith(f'{sum(slow) / len(slow):.2f} nats')
+    with pytest.raises(ValueError, match='no words'): surprisal(lms, '')
+
+
+@pytest.mark.parametrize('part', ['valid', 'texts'])
+def test_most_surprising_to_several_language_models(part):
+    "The order is by the mean nats of a word, whichever end each part reads from."
+    lms = LMEnsemble([lm(), lm(backwards=True)])
+    corpus = lms.parts[0].dls.valid.corpus if part == 'valid' else lms.parts[0].dls.test_dl(films[:7]).corpus
+    docs = [' '.join(lms.dls.vocab.decode(doc)[1:]) for doc in corpus]
+    table = most_surprising(lms, 'valid' if part == 'valid' else films[:7], k=3, min_tokens=2)
+    slow = {i: np.mean([np.mean(one.score([doc])[0].surprisals) for one in lms.parts]) for i, doc in enumerate(docs)}
+    best = sorted(slow, key=slow.get, reverse=True)[:3]
+    assert [row['nats'] for row in table] == pytest.approx([slow[i] for i in best], rel=1e-4)
+    assert table[0]['text'].split()[1:] == docs[table[0]['number']].split()

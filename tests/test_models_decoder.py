@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from test_models_dropout import LargestResult
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from awdtext.core import seed_all
 from awdtext.models import decoder
@@ -531,7 +532,22 @@ def test_what_the_kin_cost():
     def weights(arch): return sum(p.numel() for p in encoders[arch].from_config(
         20, AWDLSTMConfig(**size, arch=arch)).rnns.parameters() if p.dim() == 2)
     for arch in encoders: assert layers(arch=arch) == weights(arch)
-    assert AWDLSTMConfig(**size, decoder='mos', n_experts=3).macs_per_token(10) == layers() + 3 * 4 * 10
+    mos = AWDLSTMConfig(**size, decoder='mos', n_experts=3).macs_per_token(10)
+    assert mos == layers() + 3 * 4 * 10 + 3 * 4 + 4 * 3 * 4                 # softmaxes, prior, latent vectors
+    assert AWDLSTMConfig(**size, n_hid_last=5, tie_weights=False).macs_per_token(10) == layers(n_hid_last=5) + 5 * 10
+
+
+def test_what_an_adaptive_softmax_costs():
+    "Torch's own count of a text in which Zipf's law holds exactly: of 25 words 12, 6, 4 and 3 are of one kind each."
+    config = AWDLSTMConfig(emb_sz=32, decoder='adaptive', tie_weights=False, cutoffs=[2])
+    y = torch.arange(4).repeat_interleave(torch.tensor([12, 6, 4, 3]))
+    decoder = AdaptiveDecoder(4, 32, [2]).eval()
+    with FlopCounterMode(display=False) as counter: decoder.softmax(torch.randn(25, 32), y)
+    found = config.macs_per_token(4) - config.macs_per_token(0)
+    assert abs(found - counter.get_total_flops() / 2 / 25) <= .5            # it is a whole number
+    many = AWDLSTMConfig(decoder='adaptive', tie_weights=False).macs_per_token(267_735)
+    usual = AWDLSTMConfig(decoder='adaptive', tie_weights=False, cutoffs=(2800, 20_000, 76_000))
+    assert many == usual.macs_per_token(267_735) < AWDLSTMConfig().macs_per_token(267_735) / 4
 
 
 def test_a_word_that_the_bias_forbids_spoils_no_row_that_does_not_count():

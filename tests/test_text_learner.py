@@ -745,7 +745,7 @@ def several(): return clas(clas_dls(labels=[[a, 'thing'] for a in labels]))
 def test_results_show_what_the_model_says_beside_what_is_true(make, capsys):
     learn = make()
     before,epochs = weights(learn.model),(learn.dls.train.epoch, learn.dls.valid.epoch)
-    learn.show_results(max_n=2, trunc_at=5)
+    learn.show_results(max_n=2, shuffle=False, trunc_at=5)
     assert (learn.dls.train.epoch, learn.dls.valid.epoch) == epochs, "this was no pass"
     shown = capsys.readouterr().out.strip().split('\n\n')
     blocks = [dict(line.split(': ', 1) for line in block.splitlines()) for block in shown]
@@ -770,12 +770,27 @@ def said_of_first(learn):
 
 def test_language_models_results_are_the_likeliest_words(capsys):
     learn = lm()
-    learn.show_results(max_n=1, trunc_at=100)
+    learn.show_results(max_n=1, shuffle=False, trunc_at=100)
     said = capsys.readouterr().out.split('predicted: ')[1].split()
     x,y = next(iter(learn.dls.valid))
     model = learn.model.eval()
     logits = model.logits(model(x).dropped)
     assert said == learn.dls.vocab.decode(logits[0].argmax(-1)[y[0] >= 0])
+
+
+@pytest.mark.parametrize('make', [clas, lm])
+def test_results_of_any_batch(make, capsys):
+    "Every batch can come, with its own rows; a loader that is given begins at its beginning."
+    learn = make()
+    epoch,firsts = learn.dls.train.epoch, {learn.dls.rows(batch)[0]['text'] for batch in learn.dls.train}
+    learn.dls.train.epoch = epoch
+    def shown(**how):
+        capsys.readouterr()
+        learn.show_results(ds_idx=0, max_n=1, trunc_at=1000, **how)
+        return capsys.readouterr().out.split('text: ')[1].split('\n')[0]
+    seen = {shown() for _ in range(30)}
+    assert seen <= firsts and len(seen) > 1
+    assert len({shown(shuffle=False) for _ in range(5)}) == len({shown(dl=learn.dls.train) for _ in range(5)}) == 1
 
 
 def test_results_without_data_say_so(tmp_path):

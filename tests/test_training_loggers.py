@@ -2,6 +2,8 @@
 import builtins
 import json
 import math
+import re
+import shutil
 import struct
 import sys
 import time
@@ -101,6 +103,23 @@ def test_a_killed_run_repeats_and_loses_nothing(append, tmp_path):
     assert rows[append:] == learn.record and [row['epoch'] for row in rows] == [7] * append + [0, 1, 2, 3]
 
 
+def test_a_run_that_is_killed_before_its_first_checkpoint_is_due(tmp_path):
+    "Its lines are its own still, and none from before."
+    (tmp_path / 'history.csv').write_text('epoch,train_loss\n7,1.5\n')
+    dls = two_classes()
+    def run(kill):
+        def die(learn):
+            if kill and learn.epoch == 2: raise ZeroDivisionError
+        learn = plain_learner(dls, path=tmp_path)
+        learn.fit(4, cbs=[CSVLogger(append=True), Do('before_epoch', die)], checkpoint=tmp_path / 'run', every='9h')
+        return learn
+    with pytest.raises(ZeroDivisionError): run(True)
+    assert [row['epoch'] for row in as_read(tmp_path / 'history.csv')] == [7, 0, 1]
+    learn = run(False)
+    assert as_read(tmp_path / 'history.csv')[1:] == learn.record
+    assert [row['epoch'] for row in as_read(tmp_path / 'history.csv')] == [7, 0, 1, 2, 3]
+
+
 def test_an_error_leaves_the_whole_epochs_in_the_file(tmp_path):
     def fail(learn):
         if learn.epoch == 1: raise ZeroDivisionError
@@ -159,6 +178,33 @@ def test_tensorboard_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert list(seen['step/loss']) == list(range(1, 33))
     assert list(seen['step/loss'].values()) == pytest.approx(learn.recorder.losses)
     assert list(seen['train_loss']) == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize('every,n_done', [('5steps', 7), ('1epoch', 11), ('9h', 3)])
+@pytest.mark.parametrize('at_once', [3, 1000])
+def test_a_kill_leaves_no_hole(every, n_done, at_once, tmp_path):
+    "What is on the disk at some moment is all that a killed process leaves: the run goes on from a copy of that."
+    dls = two_classes()
+    def run(folder, cb=None):
+        learn = plain_learner(dls, path=tmp_path)
+        cbs = [TensorBoard(folder / 'tb', every=at_once), *([cb] if cb else [])]
+        learn.fit(2, cbs=cbs, checkpoint=folder / 'run', every=every)
+        return learn
+    def kill(learn):
+        if len(learn.recorder.lrs) != n_done + 1: return
+        shutil.copytree(tmp_path / 'first', tmp_path / 'copy')
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): run(tmp_path / 'first', Do('after_batch', kill, order=-1000))
+    for file in (tmp_path / 'copy').glob('tb/*'):             # long ago: the reader goes by the names
+        file.rename(file.with_name(re.sub(r'\.\d{10}\.', '.0000000001.', file.name, count=1)))
+    shutil.rmtree(tmp_path / 'first')
+    (tmp_path / 'copy').rename(tmp_path / 'first')
+    learn = run(tmp_path / 'first')
+    seen = scalars(tmp_path / 'first/tb')
+    assert list(seen['step/loss']) == list(range(1, 17))
+    assert list(seen['step/loss'].values()) == pytest.approx(learn.recorder.losses)
+    assert list(seen['step/lr'].values()) == pytest.approx(learn.recorder.lrs)
+    assert list(seen['train_loss']) == [8, 16]
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):

@@ -56,6 +56,28 @@ def test_fine_tune_trains_the_last_group_then_all_at_fastais_rates():
         assert lrs == pytest.approx([cycle(i / (2 * n), top, 5., 1e5, .3) for top in tops])
 
 
+def test_fine_tune_hands_on_what_one_cycle_takes():
+    learn,rates,moms = deep(),Rates(),(.5, .3, .6)
+    learn.fine_tune(2, 1e-2, div_final=10., moms=moms, cbs=rates)
+    n = len(learn.dls.train)
+    for i, (lrs, (*_, mom), _) in enumerate(rates.seen):
+        t,top,div,pct = (i / n, 1e-2, 25., .99) if i < n else ((i - n) / (2 * n), 5e-3, 5., .3)
+        assert lrs[-1] == pytest.approx(cycle(t, top, div, 10., pct))
+        a,b,x = (.5, .3, t / pct) if t <= pct else (.3, .6, (t - pct) / (1 - pct))
+        assert mom == pytest.approx(cosine(x, a, b))
+
+
+@pytest.mark.parametrize('how', ['fit', 'fit_one_cycle', 'fit_flat_cos', 'fine_tune'])
+def test_an_optimiser_can_be_made_to_forget(how):
+    "Adam counts its steps from the first fit on, or anew."
+    def steps(**options):
+        learn = deep()
+        learn.fit(2, 1e-3)
+        getattr(learn, how)(1, 1e-3, **options)
+        return int(learn.opt.state[learn.opt.param_groups[-1]['params'][0]]['step']) / len(learn.dls.train)
+    assert (steps(), steps(reset_opt=True)) == ((4, 1) if how == 'fine_tune' else (3, 1))
+
+
 def test_fine_tune_without_a_frozen_part_and_interrupted_in_it(capsys):
     learn,rates = deep(),Rates()
     learn.fine_tune(1, freeze_epochs=0, cbs=rates)

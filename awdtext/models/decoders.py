@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .awd_lstm import usual_cutoffs
 from .decoder import linear_nll, mean_of_counted, nll_of_counted
 from .dropout import VariationalDropout
 
@@ -88,7 +89,7 @@ def checked_cutoffs(
     vocab_sz:int,       # Size of the vocabulary
 )->list[int]:           # The cutoffs
     "The cutoffs of an adaptive softmax, if they are possible."
-    if cutoffs is None: cutoffs = [c for c in (2800, 20_000, 76_000) if c < vocab_sz]
+    if cutoffs is None: cutoffs = [c for c in usual_cutoffs if c < vocab_sz]
     if not cutoffs:
         raise ValueError(f"A vocabulary of {vocab_sz} words is too small for the usual cutoffs: "
                          "give cutoffs of your own, or use decoder='softmax'.")

@@ -112,11 +112,12 @@ class Loop:
     def _event(self, name):
         for cb in self._in_order(): getattr(cb, name)(self)
 
-    def _set_up(self, lr, wd):
+    def _set_up(self, lr, wd, reset=False):
         if self.dls.train is None: raise ValueError("There is no training data: make a learner with data, and load.")
         fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
-        if self.opt and same_params(self.opt, fresh): take_hypers(self.opt, fresh)  # no schedule outlives its fit
-        else: self.opt = fresh                                                      # first fit, or layers were replaced
+        keep = self.opt and not reset and same_params(self.opt, fresh)              # unless layers were replaced
+        if keep: take_hypers(self.opt, fresh)                                       # no schedule outlives its fit
+        else: self.opt = fresh
         noted(self.opt)                                                             # a copy's is not, nor is another's
 
     def _fit(self, n_epoch, start_epoch, checkpoint=None, every='5min', **how):
@@ -133,7 +134,7 @@ class Loop:
             try:
                 self._event('before_fit')
                 if self.average and self.average.swapped: self.average = None   # nobody goes on averaging
-                self._run.before_epochs(self)
+                self._run.before_epochs(self, start_epoch)
                 for self.epoch in range(start_epoch, n_epoch): self._epoch()
             except CancelFitException: pass
             except KeyboardInterrupt: self.interrupted = True
@@ -279,9 +280,10 @@ class Loop:
         *,
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',   # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
+        reset_opt:bool=False, # Forget what the optimiser has gathered in earlier fits
     )->None:
         "Train at a constant rate. Where none is given, a line says which optimiser and rate it is."
-        self._set_up(self.lr if lr is None else lr, wd)
+        self._set_up(self.lr if lr is None else lr, wd, reset_opt)
         if lr is None: say(f"{type(self.opt).__name__} at a constant rate of {self.lr}; fit(n, lr=…) takes another.")
         with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
@@ -330,10 +332,11 @@ class Learner(Loop):
         *,
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',      # How often a checkpoint is written
+        reset_opt:bool=False,  # Forget what the optimiser has gathered in earlier fits
     )->None:
         "Train with the 1cycle policy (Smith and Topin 2017): the rate rises, then falls along a cosine."
         lr_max,moms = self.lr if lr_max is None else lr_max,moms or self.moms
-        self._set_up(lr_max, wd)
+        self._set_up(lr_max, wd, reset_opt)
         first,least,last = moms
         mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
                                                    partial(cosine, start=least, end=last)])
@@ -353,10 +356,11 @@ class Learner(Loop):
         *,
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',      # How often a checkpoint is written
+        reset_opt:bool=False,  # Forget what the optimiser has gathered in earlier fits
     )->None:
         "Train at a constant rate, then let it fall along a cosine."
         lr = self.lr if lr is None else lr
-        self._set_up(lr, wd)
+        self._set_up(lr, wd, reset_opt)
         with self._added([ParamScheduler({'lr': (lr, flat_cos(div_final, pct_start))}), *listed(cbs)]):
             self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_flat_cos', div_final=div_final,
                       pct_start=pct_start)
@@ -369,21 +373,24 @@ class Learner(Loop):
         pct_start:float=0.3,   # Share of training in which the rate rises
         div:float=5.,          # The rate starts at its maximum divided by this
         *,
+        div_final:float=1e5,   # The rate ends at its maximum divided by this
         wd:float|None=None,    # Weight decay; the learner's own if None
+        moms:tuple|None=None,  # Momentum at the start, at the highest rate, at the end; the learner's own if None
         cbs=None,              # Callbacks for both parts
         checkpoint:str|Path|None=None, # Folder of the run: it can be killed, and the same call goes on
         every:str='5min',      # How often a checkpoint is written
+        reset_opt:bool=False,  # Let both parts forget what the optimiser has gathered before
     )->None:
         "Train the last group alone, then all, at rates that fall towards the input (fastai's `fine_tune`)."
         positive_int(epochs, 'epochs')
         parts = [checkpoint and Path(checkpoint) / name for name in ('frozen', 'unfrozen')]
+        both = dict(div_final=div_final, wd=wd, moms=moms, cbs=cbs, every=every, reset_opt=reset_opt)
         if freeze_epochs:
-            self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, wd=wd, cbs=cbs,
-                                        checkpoint=parts[0], every=every)
+            self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, checkpoint=parts[0], **both)
             if self.interrupted: return
         lr = base_lr / 2
-        self.unfreeze().fit_one_cycle(epochs, slice(lr / lr_mult, lr), div, pct_start=pct_start, wd=wd, cbs=cbs,
-                                      checkpoint=parts[1], every=every)
+        self.unfreeze().fit_one_cycle(epochs, slice(lr / lr_mult, lr), div, pct_start=pct_start, checkpoint=parts[1],
+                                      **both)
 
     def lr_find(self,
         start_lr:float|None=None, # Where to begin; what suits the optimiser if None

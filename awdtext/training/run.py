@@ -177,9 +177,12 @@ class Run:
         self.begun = None    # the sources of chance when the training pass began
         self.waiting = None  # a checkpoint whose place is not reached yet
 
-    def before_epochs(self, learn):
-        "Go on between two epochs, if that is where the run was left."
+    def before_epochs(self, learn, start_epoch):
+        "Write down how the run begins; or go on between two epochs, if that is where it was left."
         if self.waiting and not self.waiting['at'][1]: self.restore(learn)
+        elif self.folder and not self.waiting:
+            self.at = [start_epoch, 0, False]
+            self._write(learn)
 
     def is_trained(self, learn)->bool:
         "Whether only the validation of this epoch is still to come."
