@@ -23,6 +23,7 @@ from .data.dataloaders import TextDataLoaders, numericalize_texts, label_text
 from .duplicates import near_duplicates
 from .lm.evaluate import evaluating, windows
 from .text_learner import LMLearner, TextLearner
+from .training.metrics import choose_threshold
 from .training.report import text_table
 
 # %% ../nbs/52_interpret.ipynb #426a5b36
@@ -99,10 +100,11 @@ def _span(token, score, most):
     return f'<span title="{score:+.3f}" style="{style}">{escape(token)}</span>'
 
 # %% ../nbs/52_interpret.ipynb #01b987ae
-def _decided(probs, labeler):
+def _decided(probs, learn):
     "For each document a row of zeros and ones, or the number itself in a regression."
+    labeler = learn.dls.labeler
     if isinstance(labeler, Categorize): return F.one_hot(probs.argmax(1), labeler.n_out).bool()
-    return probs > .5 if isinstance(labeler, MultiCategorize) else probs
+    return probs > choose_threshold(learn.thresholds, None) if isinstance(labeler, MultiCategorize) else probs
 
 
 def document_text(
@@ -171,7 +173,7 @@ class ClassificationInterpretation:
 
     def classification_report(self)->Table:
         "Precision, recall and F1 of each category, and how many documents have it."
-        return _report(_decided(self.probs, self.labeler), self._truth(), self.vocab)
+        return _report(_decided(self.probs, self.learn), self._truth(), self.vocab)
 
     def print_classification_report(self)->None:
         "Show the report."
@@ -214,7 +216,7 @@ class ClassificationInterpretation:
 # %% ../nbs/52_interpret.ipynb #811976d7
 def _loss_row(interp, loss, i):
     "What there is to tell of one document."
-    text,said = document_text(interp.dl.corpus, i, interp.learn.dls), _decided(interp.probs[i:i + 1], interp.labeler)[0]
+    text,said = document_text(interp.dl.corpus, i, interp.learn.dls), _decided(interp.probs[i:i + 1], interp.learn)[0]
     own = {'loss': loss, 'number': i}
     if interp.vocab is None:
         return {'text': text, 'target': interp.targets[i].tolist(), 'predicted': said.squeeze().tolist(), **own}
@@ -297,7 +299,7 @@ def integrated_gradients(
 # %% ../nbs/52_interpret.ipynb #7573f235
 def _encoded(learn, text):
     "The tokens of a text as the model reads them, and their ids, (1, n)."
-    cut = learn.dls.tokenizer or str.split
+    cut,(text,) = learn.dls.tokenizer or str.split, learn.dls.texts([text])
     tokens = cut(text) if isinstance(text, str) else list(text)
     ids = numericalize_texts([tokens], learn.dls.vocab, None, learn.dls.backwards)[0].long()
     if not len(ids): raise ValueError("The text has no tokens.")

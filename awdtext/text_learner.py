@@ -34,10 +34,11 @@ from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
 from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
-from .training.judge import Calibration, ClassReport, calibration, class_report, fit_temperature
+from .training.imbalance import TunedThresholds, class_weights as weights_of, tune_thresholds
+from .training.judge import Calibration, ClassReport, calibration, class_report, fit_temperature, with_temperature
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
-from .training.metrics import Perplexity, accuracy, accuracy_multi
+from .training.metrics import Perplexity, accuracy, accuracy_multi, choose_threshold
 from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
 from .training.precision import MixedPrecision, choose_for_prediction
@@ -131,17 +132,17 @@ def _find_bundle(file, folder):
     raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
 
 
-def _decode(probs, labeler):
+def _decode(probs, labeler, thresholds=None):
     "Label, its index, and the probabilities of one document; of a regression the number, and twice its tensor."
     if isinstance(labeler, RegressionSetup):
         return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
-    idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
+    idx = probs.argmax() if isinstance(labeler, Categorize) else probs > choose_threshold(thresholds, None)
     return labeler.decode(idx), idx, probs
 
 
 def _one_document(text, dls):
     if dls.tokenizer is None and isinstance(text, str): text = text.split()
-    doc = numericalize_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
+    doc = numericalize_texts(dls.texts([text]), dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
     return ClassifierDataLoader(doc, bs=1, seed=0)
 
 
@@ -193,6 +194,7 @@ class TextLearner(Learner):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
         self.config,self.options,self._twins = config,options,Twins()
+        self.thresholds = None # of several labels: the probability above which each is predicted; None: .5
         self.card = None   # how the model was made, if somebody has told; travels with `export`
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
@@ -230,7 +232,8 @@ class TextLearner(Learner):
     def _text_state(self):
         tok = self.dls.tokenizer
         return {'config': asdict(self.config), 'vocab': self.dls.vocab.itos, 'tokenizer': tok and tok.to_dict(),
-                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs}
+                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs,
+                'fields': self.dls.fields}
 
     def export(self,
         file:str|Path='export', # Name within `path`, or a path
@@ -244,14 +247,22 @@ class TextLearner(Learner):
         labels = labeler and {'type': type(labeler).__name__, 'categories': labeler.categories, 'n_out': labeler.n_out}
         with self.averaged():
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card}
+        own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card,
+               'loss': getattr(self.loss_func, 'settings', {}), 'thresholds': self.thresholds}
         return {**self._text_state(), **own}
+
+    def _saved(self, with_opt=True): return {**super()._saved(with_opt), 'thresholds': self.thresholds}
+
+    def _take_weights(self, tree):
+        super()._take_weights(tree)
+        self.thresholds = tree.get('thresholds')
 
     def decode(self,
         preds:Tensor,       # Probabilities or numbers of one document, as `get_preds` gives them
+        thresholds:Tensor|float|None=None, # Of several labels; the learner's if None
     )->tuple:               # As `predict`'s
         "What these predictions say: label, its index (for several labels: a mask), and `preds`."
-        return _decode(preds, self.dls.labeler)
+        return _decode(preds, self.dls.labeler, choose_threshold(thresholds, self.thresholds))
 
     @torch.no_grad()
     def get_preds(self,
@@ -268,13 +279,13 @@ class TextLearner(Learner):
 
     @torch.no_grad()
     def predict(self,
-        text:str|list[str], # One document
+        text,               # One document; where texts were in several columns: a dict, a row of a frame, or a tuple
         *,
         precision:str|None=None, # As in `get_preds`
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
         dl = _one_document(text, self.dls)
-        with _for_prediction(self, precision): return _decode(self._read(dl)[0][0], self.dls.labeler)
+        with _for_prediction(self, precision): return self.decode(self._read(dl)[0][0])
 
     def encode(self,
         texts:Iterable,  # Strings, or lists of tokens if there is no tokenizer
@@ -296,7 +307,28 @@ class TextLearner(Learner):
         dl=None,            # Or any loader
     )->ClassReport:         # Prints as a table
         "Precision, recall and F1 of each class."
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories)
+        thresh = choose_threshold(self.thresholds, None)
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, thresh)
+
+    def validate_figures(self,
+        dl=None, # What to measure on; `dls.valid` if None
+    )->dict:     # `{'valid_loss': …, metric: …}`
+        "Loss and metrics on `dl`; metrics of several labels that were given no threshold take the learner's."
+        for m in self.metrics: m.use_thresholds(self.thresholds)
+        return super().validate_figures(dl)
+
+    def tune_thresholds(self,
+        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
+        ds_idx:int=1,       # 1 for validation data; not what was trained on
+        dl=None,            # Or any loader with labels
+    )->TunedThresholds:     # Prints as a table
+        "For each of several labels find the probability above which it is predicted from now on, in files too."
+        if not isinstance(self.dls.labeler, MultiCategorize):
+            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, the "
+                             "likeliest, or a number.")
+        tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
+        self.thresholds = tuned.thresholds
+        return tuned
 
     def calibration(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -326,7 +358,7 @@ class TextLearner(Learner):
 
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."
-        return [label_text(_decode(probs, self.dls.labeler)[0]) for probs in self.loss_func.activation(self.preds[:n])]
+        return [label_text(self.decode(probs)[0]) for probs in self.loss_func.activation(self.preds[:n]).cpu()]
 
 # %% ../nbs/50_text_learner.ipynb #26b09279
 def _cool(learn, temperature):
@@ -336,6 +368,7 @@ def _cool(learn, temperature):
     last = [m for m in learn.model.head.modules() if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
         for p in last.parameters(): p /= temperature
+    if learn.thresholds is not None: learn.thresholds = with_temperature(learn.thresholds, temperature, several=True)
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
 def advise_preset(
@@ -709,6 +742,8 @@ def text_classifier_learner(
     y_range:tuple|None=None,        # Range of a regression's values
     *,
     loss_func=None,                 # The one that fits the labels if None
+    class_weights=None,             # `'balanced'`, a dict of category -> weight, or numbers in the order of the categories
+    label_smoothing:float=0.,       # Of one label each: share of the target spread over all, in [0, 1)
     opt_func:Callable|None=None,    # `Adam` if None
     lr:float|None=None,             # Rate of `fit` where none is given; 1e-3 if None
     wd:float|None=None,             # Weight decay; the optimiser's own default if None
@@ -728,7 +763,7 @@ def text_classifier_learner(
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
-    loss,metric = _task(dls.labeler)
+    loss,metric = _task(dls.labeler, _loss_settings(dls, loss_func, class_weights, label_smoothing))
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)
     learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, 1e-3 if lr is None else lr,
                         clas_split, metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
@@ -745,11 +780,27 @@ def _classifier_config(config):
     return AWDLSTMConfig.from_any(config, awd_lstm_clas_config)
 
 
-def _task(labeler):
-    "Loss and metric for the kind of labels."
-    if isinstance(labeler, Categorize): return cross_entropy_loss(), accuracy
-    if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(), accuracy_multi
+def _task(labeler, settings):
+    "Loss, with these settings, and metric for the kind of labels."
+    if isinstance(labeler, Categorize): return cross_entropy_loss(**settings), accuracy
+    if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(**settings), accuracy_multi
     return mse_loss(), None
+
+
+def _loss_settings(dls, loss_func, wanted, label_smoothing):
+    "What the loss that fits the labels is made with."
+    if wanted is None and not label_smoothing: return {}
+    if loss_func is not None: raise ValueError(
+        "class_weights and label_smoothing are for the usual loss, and loss_func is another: give them to that one, as "
+        "cross_entropy_loss(weight, label_smoothing).")
+    kind = type(dls.labeler)
+    if kind is RegressionSetup: raise ValueError("class_weights and label_smoothing are for categories: these data have "
+                                                 "numbers as labels.")
+    if label_smoothing and kind is MultiCategorize:
+        raise ValueError(f"label_smoothing={label_smoothing} is for documents with one label each: these have several.")
+    targets = None if dls.train is None else dls.train.targets
+    weights = None if wanted is None else weights_of(wanted, targets, dls.categories)
+    return {'pos_weight': weights} if kind is MultiCategorize else {'weight': weights, 'label_smoothing': label_smoothing}
 
 # %% ../nbs/50_text_learner.ipynb #3c65aa90
 _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetup)}
@@ -764,7 +815,7 @@ def load_learner(
     if bundle['kind'] != 'ensemble': return _rebuilt(bundle, file, device)
     parts = [_rebuilt(tree, file, device) for tree in bundle['parts']]
     both = (LMEnsemble if parts[0].kind == 'language_model' else Ensemble)(parts)
-    both.card = bundle['card']
+    both.card,both.thresholds = bundle['card'], bundle.get('thresholds')
     return both
 
 
@@ -777,13 +828,14 @@ def _rebuilt(bundle, file, device):
                           seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent,
                           device=device)
     if bundle.get('reset_at_docs'): dls.read_lm(reset_at_docs=True)
+    dls.fields = bundle.get('fields')
     model = (get_language_model(len(vocab), config) if is_lm else
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))
     model.eval()
-    loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler)
+    loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler, bundle.get('loss') or {})
     learn = (LMLearner if is_lm else TextLearner)(dls, model, config, bundle['options'], loss, metrics=metric)
-    learn.card = bundle.get('card')
+    learn.card,learn.thresholds = bundle.get('card'), bundle.get('thresholds')
     return learn
 
 

@@ -101,6 +101,11 @@ class Learner:
         "How many targets `loss` is the mean of."
         return len(self.y)
 
+    def target_weight(self)->Tensor|int: # What the batch counts
+        "The sum of the targets' weights, where `loss` is a weighted mean; else their number."
+        weigh = getattr(self.loss_func, 'weigh', None)
+        return weigh(self.y) if weigh else self.n_targets()
+
     def predictions(self):
         "Yield the batch's predictions and targets, in one piece or several."
         yield self.preds, self.y
@@ -199,11 +204,11 @@ class Learner:
         self.zero_grad()
 
     def _count(self):
-        n = self.n_targets()
-        self.totals.add(self.loss, n)
+        weight = self.target_weight()
+        self.totals.add(self.loss, self.n_targets(), weight)
         if self.training: return
         for m in self.metrics:
-            if not m.needs_preds: m.update(None, self.y, self.loss, n)
+            if not m.needs_preds: m.update(None, self.y, self.loss, weight)
         curious = [m for m in self.metrics if m.needs_preds]
         if not curious: return
         for preds, targs in self.predictions():
@@ -683,14 +688,17 @@ def _describe_data(dl):
     return dl.describe() if hasattr(dl, 'describe') else {'type': type(dl).__name__, 'batches': len(dl)}
 
 
+_SUMS = 'means','counts','weights'
+
+
 def _packed(mean):
-    "The sums of a pass, as two tensors."
-    return {'means': torch.stack(mean.means), 'counts': torch.stack(mean.counts)} if mean and mean.means else None
+    "The sums of a pass, as tensors."
+    return {k: torch.stack(getattr(mean, k)) for k in _SUMS} if mean and mean.means else None
 
 
 def _unpacked(saved, device):
     mean = RunningMean()
-    if saved: mean.means,mean.counts = (list(saved[k].to(device).unbind()) for k in ('means', 'counts'))
+    for k in _SUMS if saved else (): setattr(mean, k, list(saved[k].to(device).unbind()))
     return mean
 
 
