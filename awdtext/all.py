@@ -49,12 +49,14 @@ from .training.accumulate import GradientAccumulation
 from .training.bridge import SklearnMetric
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
+from .training.imbalance import balanced_weights, class_weights, tune_thresholds
 from .training.judge import calibration, class_report, fit_temperature
 from .training.guards import LossGuard
 from .training.learner import Learner
 from awdtext.training.loggers import (CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback, WandB,
     WandbCallback)
-from .training.losses import activation_reg, temporal_activation_reg
+from .training.losses import (activation_reg, binary_cross_entropy_loss, cross_entropy_loss, mse_loss,
+    temporal_activation_reg)
 from .training.metrics import (AvgMetric, BalancedAccuracy, BitsPerChar, F1Score, F1ScoreMulti, FBeta,
     MatthewsCorrCoef, Metric, Perplexity, Precision, PrecisionMulti, R2Score, Recall, RecallMulti, RocAuc, RocAucBinary,
     RocAucMulti, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)

@@ -176,7 +176,8 @@ class Ensemble(Parts):
     )->TunedThresholds:        # Prints as a table
         "For each of several labels find the mean probability above which it is predicted from now on."
         if not isinstance(self.dls.labeler, MultiCategorize):
-            raise ValueError("Thresholds are for documents with several labels or none: here each has one, or a number.")
+            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, or a "
+                             "number.")
         tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
         self.thresholds = tuned.thresholds
         return tuned
@@ -197,7 +198,7 @@ class Ensemble(Parts):
         "Whether the mean probabilities can be believed."
         return calibration(*self.get_preds(ds_idx, dl), n_bins)
 
-
+# %% ../nbs/49_ensemble.ipynb #6af04069
 def _check_targets(targets):
     known = [t for t in targets if t is not None]
     if known and (len(known) < len(targets) or any(not torch.equal(t, known[0]) for t in known)):

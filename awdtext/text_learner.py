@@ -35,7 +35,8 @@ from .models.language_model import encoders, get_language_model, lm_split
 from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
 from .training.imbalance import TunedThresholds, class_weights as weights_of, tune_thresholds
-from .training.judge import Calibration, ClassReport, calibration, class_report, fit_temperature, with_temperature
+from awdtext.training.judge import (Calibration, ClassReport, calibration, class_report, fit_temperature,
+    with_temperature)
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi, choose_threshold
@@ -742,7 +743,7 @@ def text_classifier_learner(
     y_range:tuple|None=None,        # Range of a regression's values
     *,
     loss_func=None,                 # The one that fits the labels if None
-    class_weights=None,             # `'balanced'`, a dict of category -> weight, or numbers in the order of the categories
+    class_weights=None,             # `'balanced'`, a dict of category -> weight, or numbers in their order
     label_smoothing:float=0.,       # Of one label each: share of the target spread over all, in [0, 1)
     opt_func:Callable|None=None,    # `Adam` if None
     lr:float|None=None,             # Rate of `fit` where none is given; 1e-3 if None
@@ -794,13 +795,14 @@ def _loss_settings(dls, loss_func, wanted, label_smoothing):
         "class_weights and label_smoothing are for the usual loss, and loss_func is another: give them to that one, as "
         "cross_entropy_loss(weight, label_smoothing).")
     kind = type(dls.labeler)
-    if kind is RegressionSetup: raise ValueError("class_weights and label_smoothing are for categories: these data have "
-                                                 "numbers as labels.")
+    if kind is RegressionSetup:
+        raise ValueError("class_weights and label_smoothing are for categories: these data have numbers as labels.")
     if label_smoothing and kind is MultiCategorize:
         raise ValueError(f"label_smoothing={label_smoothing} is for documents with one label each: these have several.")
     targets = None if dls.train is None else dls.train.targets
     weights = None if wanted is None else weights_of(wanted, targets, dls.categories)
-    return {'pos_weight': weights} if kind is MultiCategorize else {'weight': weights, 'label_smoothing': label_smoothing}
+    if kind is MultiCategorize: return {'pos_weight': weights}
+    return {'weight': weights, 'label_smoothing': label_smoothing}
 
 # %% ../nbs/50_text_learner.ipynb #3c65aa90
 _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetup)}

@@ -184,7 +184,7 @@ def frame_labels(
     return rows, block
 
 
-def _are_flags(cols): return all(not is_missing(y) and y in (0, 1) for col in cols for y in col)
+def _are_flags(cols): return all(is_missing(y) or y in (0, 1) for col in cols for y in col)
 
 
 def split_labels(
@@ -206,8 +206,8 @@ def row_text(
     if isinstance(item, str) and (len(fields) == 1 or not strict or item.startswith(f'{FLD} 1 ')): return item
     texts = _row_fields(item, fields)
     if texts is None: raise ValueError(
-        f"document {row!r} is {_short(item)}: these data have the text column(s) {', '.join(map(repr, fields))}. Give a "
-        "dict or a row of a frame with all of them, or a tuple of texts in this order.")
+        f"document {row!r} is {_short(item)}: these data have the text column(s) {', '.join(map(repr, fields))}. Give "
+        "a dict or a row of a frame with all of them, or a tuple of texts in this order.")
     _check_texts(texts, [row] * len(texts))
     return texts[0] if len(texts) == 1 else _mark_fields(texts)
 
@@ -445,7 +445,7 @@ def _pad_idx(vocab): return 0 if vocab.pad_idx is None else vocab.pad_idx
 class LabelBlock:
     "How labels become targets."
     labeler:object=None # `Categorize`, `MultiCategorize`, `RegressionSetup`, or one that is made; None: see the labels
-    encoded:bool=False  # Labels are rows of zeros and ones, one for each category of `labeler`, or label column of a frame
+    encoded:bool=False  # Labels are rows of zeros and ones, one for each category of `labeler` or column of a frame
 
     def __post_init__(self):
         if self.labeler is None or hasattr(self.labeler, 'from_labels'): return
@@ -458,8 +458,8 @@ class LabelBlock:
         "Labels as the labeler takes them."
         if not self.encoded: return labels
         if self.labeler is None: raise ValueError(
-            "encoded=True needs vocab=, the categories that the zeros and ones stand for; only columns of a frame, as in "
-            "from_df(label_col=['a', 'b']), have names of their own.")
+            "encoded=True needs vocab=, the categories that the zeros and ones stand for; only columns of a frame, as "
+            "in from_df(label_col=['a', 'b']), have names of their own.")
         return [_decode(y, self.labeler.categories, row) for y, row in zip(labels, rows)]
 
     def make_labeler(self,
@@ -474,7 +474,8 @@ class LabelBlock:
 
 def _decode(y, categories, row):
     ys = list(y) if hasattr(y, '__len__') and not isinstance(y, str) else [y]
-    if len(ys) == len(categories) and all(v in (0, 1) for v in ys): return [c for c, v in zip(categories, ys) if v]
+    if len(ys) == len(categories) and all(not is_missing(v) and v in (0, 1) for v in ys):
+        return [c for c, v in zip(categories, ys) if v]
     raise ValueError(f"the label of row {row!r} is {y!r}: {len(categories)} zeros and ones are expected.")
 
 # %% ../../nbs/data/07_dataloaders.ipynb #1c9ea86b
@@ -809,7 +810,7 @@ def _read_docs(self,
     self.max_tokens = max_tokens
     return self
 
-# %% ../../nbs/data/07_dataloaders.ipynb #b9299350
+# %% ../../nbs/data/07_dataloaders.ipynb #57b5e54f
 def _texts_of_frame(df, fields):
     "The texts of a frame that has the columns of the training data; by name, since their places may differ."
     if fields is None: raise TypeError("these data were not made of a frame: give a list of texts, or one column.")
@@ -819,6 +820,16 @@ def _texts_of_frame(df, fields):
     return frame_texts(df[fields], list(range(len(fields))))
 
 
+def _texts(self,
+    items:Iterable, # Strings, or lists of tokens if there is no tokenizer; or a frame or rows with text columns
+)->Iterable:        # Strings or lists of tokens, one by one if `items` are a generator
+    "Documents as the tokenizer takes them: several text columns are joined and marked as those of training were."
+    if isinstance(items, dict): raise TypeError("give a list of documents, not one document, a dict of columns.")
+    if hasattr(items, 'columns'): return _texts_of_frame(items, self.fields)
+    if self.fields is None or isinstance(items, str): return items
+    return (row_text(item, self.fields, i, not self.is_lm) for i, item in enumerate(items))
+
+# %% ../../nbs/data/07_dataloaders.ipynb #b9299350
 class TextDataLoaders:
     "A training and a validation loader with one vocabulary."
     def __init__(self,
@@ -848,7 +859,7 @@ class TextDataLoaders:
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
     from_parts,from_dblock = classmethod(_from_parts), classmethod(_from_dblock)
-    read_lm,read_docs = _read_lm,_read_docs
+    read_lm,read_docs,texts = _read_lm,_read_docs,_texts
 
     def test_dl(self,
         texts:Sequence,            # As for `texts`
@@ -861,15 +872,6 @@ class TextDataLoaders:
         targets = None if labels is None else self.labeler(list(labels))
         return ClassifierDataLoader(corpus, targets, self.val_bs, pad_idx=_pad_idx(self.vocab), device=self.device,
                                     max_tokens=self.max_tokens)
-
-    def texts(self,
-        items:Iterable, # Strings, or lists of tokens if there is no tokenizer; or a frame, or rows, with the text columns
-    )->Iterable:        # Strings or lists of tokens, one by one if `items` are a generator
-        "Documents as the tokenizer takes them: several text columns are joined and marked as those of training were."
-        if isinstance(items, dict): raise TypeError("give a list of documents, not one document: a dict of its columns.")
-        if hasattr(items, 'columns'): return _texts_of_frame(items, self.fields)
-        if self.fields is None or isinstance(items, str): return items
-        return (row_text(item, self.fields, i, not self.is_lm) for i, item in enumerate(items))
 
     def one_batch(self):
         "The first batch of the coming pass over the training part, which is not begun by this."

@@ -37,7 +37,7 @@ class SklearnMetric(Metric):
     def __init__(self,
         func:Callable,       # Such as `sklearn.metrics.f1_score`; for its other arguments a `partial`
         of:str='classes',    # What it gets: `'classes'`, `'probs'`, `'labels'`, `'label_probs'` or `'values'`
-        thresh:float|Tensor|None=None, # For `of='labels'`: probability above which one is predicted; None: the learner's
+        thresh:float|Tensor|None=None, # For `of='labels'`: probability above which one is predicted; None: learner's
         name:str|None=None,  # Column of the table; the function's name if None
     ):
         if of not in _views: raise ValueError(f"of={of!r} is not one of {', '.join(map(repr, _views))}.")
@@ -50,7 +50,11 @@ class SklearnMetric(Metric):
         "The function's name, or the one it was given."
         return self._name
 
-    def use_thresholds(self, thresholds): self._learners = thresholds
+    def use_thresholds(self,
+        thresholds:Tensor|None, # For each class the probability above which it is predicted; None: .5 for all
+    )->None:
+        "Predict labels at these probabilities, if no `thresh` was given."
+        self._learners = thresholds
 
     def reset(self)->None:
         "Forget everything."

@@ -63,11 +63,11 @@ def _named(names): return ', '.join(map(repr, names))
 
 # %% ../../nbs/training/38_imbalance.ipynb #c5c5412e
 def _between(probs):
-    "A threshold above the highest of `probs`, one between each two values, and one below the lowest, if that is above 0."
+    "Thresholds above the highest of `probs`, between each two values, and below the lowest, if that is above 0."
     values = probs.unique().flip(0)                                                       # (m,), descending
     upper,lower = torch.cat([values.new_ones(1), values]), torch.cat([values, values.new_zeros(1)])
     middle = (upper + lower) / 2
-    cuts = torch.where(middle < upper, middle, lower)        # of two neighbours among the floats, the lower one: p > cut
+    cuts = torch.where(middle < upper, middle, lower)   # of two neighbours among the floats, the lower one: p > cut
     return cuts if values[-1] > 0 else cuts[:-1]
 
 
@@ -94,6 +94,11 @@ def best_threshold(
     return equal[(equal - .5).abs().argmin()].item(), figures[-1].item(), best.item()
 
 
+def _at_half(probs, targs, metric):
+    figure = 0. if metric == 'f1' else _one_figure(metric, probs > .5, targs)
+    return .5, figure, figure
+
+
 def _one_figure(metric, guess, targs): return float(metric(targs.long().numpy(), guess.long().numpy()))
 
 # %% ../../nbs/training/38_imbalance.ipynb #4e6c6dbd
@@ -108,8 +113,9 @@ class TunedThresholds(NamedTuple):
     def __repr__(self):
         rows = [*zip(self.categories, self.thresholds.tolist(), *self[2:])]
         width = max(4, *(len(str(name)) for name in self.categories))
-        lines = [f'{name!s:{width}}  {cut:9.3f}  {before:9.3f}  {after:6.3f}  {n:7,}' for name, cut, before, after, n in rows]
-        means = [sum(column) / len(column) for column in (self.before, self.after)]
+        lines = [f'{name!s:{width}}  {cut:9.3f}  {before:9.3f}  {after:6.3f}  {n:7,}'
+                 for name, cut, before, after, n in rows]
+        means = [np.mean(column) for column in (self.before, self.after)]
         lines += ['', f"{'mean':{width}}  {'':9}  {means[0]:9.3f}  {means[1]:6.3f}  {sum(self.n):7,}"]
         return '\n'.join([f"{'':{width}}  threshold  before .5   after        n", *lines])
 
@@ -127,7 +133,7 @@ def tune_thresholds(
         raise ValueError("thresholds are tuned on probabilities and targets of zeros and ones, both (n, n_classes), of "
                          "documents that may have several labels.")
     names,n = list(range(probs.shape[1]) if categories is None else categories), (targs > .5).sum(0).tolist()
-    rows = [best_threshold(probs[:, i], targs[:, i], metric) if n[i] else (.5, 0., 0.)
+    rows = [best_threshold(probs[:, i], targs[:, i], metric) if n[i] else _at_half(probs[:, i], targs[:, i], metric)
             for i in progress(range(len(names)), label='thresholds')]
     absent = [name for name, k in zip(names, n) if not k]
     if absent: warnings.warn(f"No document here is of {_named(absent)}: the threshold stays at 0.5.", stacklevel=2)

@@ -70,7 +70,7 @@ class Loss:
     def __init__(self,
         func,        # `func(output, target, reduction=…)`, of torch's functional interface
         activation,  # Output -> probabilities or values
-        weigh:Callable|None=None, # Targets -> sum of their weights, where `func` takes a weighted mean; None: it does not
+        weigh:Callable|None=None, # Targets -> sum of their weights, if the mean is weighted; else None
         settings:dict|None=None,  # What it was made with, as plain values
     ):
         self.func,self.activation,self.weigh,self.settings = func, activation, weigh, settings or {}

@@ -192,7 +192,8 @@ def _not_labels(targs): return ((targs != 0) & (targs != 1)).sum()
 
 
 def _labels(preds, thresh, sigmoid):
-    return (preds.float().sigmoid() if sigmoid else preds) > (thresh.to(preds.device) if torch.is_tensor(thresh) else thresh)
+    if torch.is_tensor(thresh): thresh = thresh.to(preds.device)
+    return (preds.float().sigmoid() if sigmoid else preds) > thresh
 
 
 def accuracy_multi(
