@@ -211,7 +211,7 @@ def test_all_that_predicts_goes_by_them(tmp_path, capsys):
     f1 = skm.f1_score(y, said, average='macro', zero_division=0)
     assert after[1:] == pytest.approx([(said == y.bool()).double().mean().item(), f1, before[3], f1])
     report = ClassificationInterpretation.from_learner(learn).classification_report()
-    assert [row.f1 for row in learn.class_report().classes] == pytest.approx([row['f1'] for row in report.rows[:3]])
+    assert [row.f1 for row in learn.class_report().classes] == pytest.approx([row['f1'] for row in list(report)[:3]])
     assert learn.class_report().macro.f1 == pytest.approx(f1)
     for i, item in enumerate((texts[::5] + texts[:6])[:6]):
         label,mask,_ = learn.predict(item)

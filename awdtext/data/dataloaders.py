@@ -202,7 +202,7 @@ def row_text(
     strict:bool=True, # Whether several columns must be given
 ):                    # A string; where there are no fields, `item` as it is
     "The text of one document, joined and marked as in training."
-    if fields is None or isinstance(item, list): return item
+    if fields is None or not (isinstance(item, (str, tuple)) or hasattr(item, 'keys')): return item
     if isinstance(item, str) and (len(fields) == 1 or not strict or item.startswith(f'{FLD} 1 ')): return item
     texts = _row_fields(item, fields)
     if texts is None: raise ValueError(
@@ -853,8 +853,7 @@ class TextDataLoaders:
         self.seq_len,self.val_bs,self.backwards,self.path = seq_len, val_bs, backwards, Path(path)
         self.bs = val_bs if train is None else train.bs
         self.device = default_device() if device is None else torch.device(device)
-        self.reset_at_docs,self.max_tokens = False,None
-        self.fields = None  # names of the text columns, if the source was a frame
+        self.reset_at_docs,self.max_tokens,self.fields = False,None,None  # fields: names of a frame's text columns
 
     from_df,from_csv,from_folder = classmethod(_from_df), classmethod(_from_csv), classmethod(_from_folder)
     from_texts,from_file,from_tokens = classmethod(_from_texts), classmethod(_from_file), classmethod(_from_tokens)
