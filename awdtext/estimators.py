@@ -61,7 +61,8 @@ def _labels(texts, y):
     "Classes, and the place of each label among them."
     if y is None: raise ValueError("This classifier requires y to be passed, but the target y is None.")
     missing = [i for i, label in enumerate(y) if is_missing(label)]
-    if missing: raise ValueError(f"the label of sample {missing[0]} of y is missing (None or NaN): drop it or label it.")
+    if missing:
+        raise ValueError(f"the label of sample {missing[0]} of y is missing (None or NaN): drop it or label it.")
     y = column_or_1d(y, warn=True)
     check_classification_targets(y)
     check_consistent_length(texts, y)
