@@ -16,6 +16,7 @@ from .data.data_block import (CategoryBlock, ColReader, DataBlock, GrandparentSp
     MultiCategoryBlock, RegressionBlock, TextBlock)
 from .data.dataloaders import ColSplitter, RandomSplitter, TextDataLoaders, get_text_files, parent_label
 from .data.datasets import URLs, docstrings, untar_data
+from .data.imbalance import balanced_weights, class_weights, tune_thresholds
 from .data.stream import LMDataLoader, RandomBPTT, unigram_perplexity
 from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
     CharTokenizer, SpacyTokenizer, SubwordTokenizer, Tokenizer, default_post_rules, default_rules, detokenize,
@@ -53,7 +54,8 @@ from .training.guards import LossGuard
 from .training.learner import Learner
 from awdtext.training.loggers import (CSVLogger, ShowGraph, ShowGraphCallback, TensorBoard, TensorBoardCallback, WandB,
     WandbCallback)
-from .training.losses import activation_reg, temporal_activation_reg
+from .training.losses import (activation_reg, binary_cross_entropy_loss, cross_entropy_loss, mse_loss,
+    temporal_activation_reg)
 from .training.metrics import (AvgMetric, BalancedAccuracy, BitsPerChar, F1Score, F1ScoreMulti, FBeta,
     MatthewsCorrCoef, Metric, Perplexity, Precision, PrecisionMulti, R2Score, Recall, RecallMulti, RocAuc, RocAucBinary,
     RocAucMulti, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)

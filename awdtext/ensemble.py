@@ -6,7 +6,7 @@
 __all__ = ['EnsembleData', 'Parts', 'scores_of', 'Ensemble', 'LMEnsemble']
 
 # %% ../nbs/49_ensemble.ipynb #dfc83a81
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.tokenizer import BOS
+from .data.imbalance import TunedThresholds, tune_thresholds
 from .lm.evaluate import LMScore
 from .lm.score import TextScore
 from .training.checkpoint import write_bundle
 from .training.calibration import Calibration, ClassReport, calibration, class_report
+from .training.metrics import choose_threshold
 
 # %% ../nbs/49_ensemble.ipynb #a52b3c21
 def _checked(parts, kind):
@@ -66,7 +68,8 @@ class EnsembleData:
         labels:Sequence|None=None, # Their labels, if they are known
     )->list:                       # A loader for each part
         "Fixed loaders of new texts, for `get_preds(dl=…)`."
-        texts,labels = list(texts), labels if labels is None else list(labels)
+        texts = texts if hasattr(texts, '__len__') else list(texts)
+        labels = labels if labels is None else list(labels)
         return [part.test_dl(texts, labels) for part in self.parts]
 
 # %% ../nbs/49_ensemble.ipynb #86f5c370
@@ -80,6 +83,7 @@ class Parts:
         self.parts = _checked(parts, self.kind)
         self.dls,self.path = EnsembleData([part.dls for part in self.parts]), Path(self.parts[0].path)
         self.card = None   # how it was made, if somebody has told
+        self.thresholds = None # of several labels: the probability above which each is predicted; None: .5
 
     def encode(self,
         texts:Sequence,  # Strings, or lists of tokens if there is no tokenizer
@@ -94,7 +98,8 @@ class Parts:
     )->Path:                     # The file
         "Write all parts to one file, for `load_learner`."
         trees = [{**part.exported(), 'kind': part.kind} for part in self.parts]
-        return write_bundle(self.path / file, {'parts': trees, 'card': self.card}, 'ensemble')
+        tree = {'parts': trees, 'card': self.card, 'thresholds': self.thresholds}
+        return write_bundle(self.path / file, tree, 'ensemble')
 
 # %% ../nbs/49_ensemble.ipynb #ffaf217f
 def scores_of(
@@ -134,10 +139,14 @@ class Ensemble(Parts):
     )->dict:                   # `{'valid_loss': …, metric: …}`
         "Loss and metrics of the mean."
         preds,targets,losses = self.get_preds(ds_idx, dl, with_loss=True)
-        metrics,figures = self.parts[0].metrics, {'valid_loss': losses.mean().item()}
-        for m in metrics:
+        weigh = self.parts[0].loss_func.weigh
+        weight = weigh(targets) if weigh else len(targets)
+        loss = losses.sum() / weight
+        figures = {'valid_loss': loss.item()}
+        for m in self.parts[0].metrics:
+            m.use_thresholds(self.thresholds)
             m.reset()
-            m.update(scores_of(preds, self.dls.labeler), targets, losses.mean(), len(targets))
+            m.update(scores_of(preds, self.dls.labeler), targets, loss, len(targets) if m.needs_preds else weight)
             figures[m.name] = m.value
         return figures
 
@@ -149,18 +158,38 @@ class Ensemble(Parts):
         return list(self.validate_figures(dl, ds_idx).values())
 
     def predict(self,
-        text:str|list[str], # One document
+        text,               # One document, as for a `TextLearner`
     )->tuple:               # As a `TextLearner`'s: label, its index or mask, and the probabilities
         "What the parts say of `text` together."
         if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        return self.parts[0].decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0])
+        return self.decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0])
+
+    def decode(self,
+        preds:Tensor, # Probabilities or numbers of one document, as `get_preds` gives them
+    )->tuple:         # As `predict`'s
+        "What these predictions say, by the thresholds of the ensemble."
+        return self.parts[0].decode(preds, choose_threshold(self.thresholds, None))
+
+    def tune_thresholds(self,
+        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
+        ds_idx:int=1,          # 1 for validation data; not what was trained on
+        dl:Sequence|None=None, # Or a loader for each part
+    )->TunedThresholds:        # Prints as a table
+        "For each of several labels find the mean probability above which it is predicted from now on."
+        if not isinstance(self.dls.labeler, MultiCategorize):
+            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, or a "
+                             "number.")
+        tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
+        self.thresholds = tuned.thresholds
+        return tuned
 
     def class_report(self,
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
         dl:Sequence|None=None, # Or a loader for each part
     )->ClassReport:            # Prints as a table
         "Precision, recall and F1 of each class."
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories)
+        thresh = choose_threshold(self.thresholds, None)
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, thresh)
 
     def calibration(self,
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
@@ -170,7 +199,7 @@ class Ensemble(Parts):
         "Whether the mean probabilities can be believed."
         return calibration(*self.get_preds(ds_idx, dl), n_bins)
 
-
+# %% ../nbs/49_ensemble.ipynb #9d48b50f
 def _check_targets(targets):
     known = [t for t in targets if t is not None]
     if known and (len(known) < len(targets) or any(not torch.equal(t, known[0]) for t in known)):

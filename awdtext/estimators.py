@@ -15,7 +15,7 @@ import numpy as np
 
 from .core import random_states, seed_all, set_random_states
 from .data.batches import is_missing
-from .data.dataloaders import TextDataLoaders
+from .data.dataloaders import TextDataLoaders, column_names, frame_texts, row_text
 from .data.tokenizer import Tokenizer
 from .data.vocab import Vocab
 from .lm.score import encode_texts
@@ -33,8 +33,19 @@ except ImportError as e:
                       "pip install 'awdtext[sklearn]'.") from e
 
 # %% ../nbs/55_estimators.ipynb #e8231063
-def _texts(X):
-    "The texts of `X` as a list."
+def _fields(X): return column_names(X, list(range(X.shape[1]))) if hasattr(X, 'columns') else None
+
+
+def _texts(X, fields):
+    "The texts of `X` as a list, joined from columns of these names if there are any."
+    if hasattr(X, 'columns'):
+        lacking = [name for name in fields or () if name not in X.columns]
+        if not fields or lacking: raise ValueError(
+            f"X is a frame with the columns {', '.join(map(repr, X.columns))}, and this estimator was fitted on "
+            + (f"{', '.join(map(repr, fields))}: give all of these." if fields else "texts: give one column, df['a'].")
+        )
+        X = frame_texts(X[fields], list(range(len(fields))))
+    elif fields and not isinstance(X, (str, bytes)): X = [row_text(item, fields, i) for i, item in enumerate(X)]
     if isinstance(X, (str, bytes)): raise ValueError(f"X is one text, {str(X)[:40]!r}: give a list of texts.")
     if getattr(X, 'ndim', 1) != 1:
         raise ValueError(f"X has shape {X.shape}: give one text for each sample, as a list or a one-dimensional array. "
@@ -49,9 +60,10 @@ def _texts(X):
 def _labels(texts, y):
     "Classes, and the place of each label among them."
     if y is None: raise ValueError("This classifier requires y to be passed, but the target y is None.")
+    missing = [i for i, label in enumerate(y) if is_missing(label)]
+    if missing:
+        raise ValueError(f"the label of sample {missing[0]} of y is missing (None or NaN): drop it or label it.")
     y = column_or_1d(y, warn=True)
-    if missing := [i for i, label in enumerate(y) if y.dtype == object and is_missing(label)]:
-        raise ValueError(f"the label of sample {missing[0]} is missing: leave such samples out.")
     check_classification_targets(y)
     check_consistent_length(texts, y)
     classes,targets = np.unique(y, return_inverse=True)
@@ -148,11 +160,12 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         self.tok_tfm,self.device,self.verbose,self.random_state = tok_tfm,device,verbose,random_state
 
     def fit(self,
-        X,        # Texts
+        X,        # Texts, or a frame of text columns
         y,        # One label each
     ):            # The estimator
         "Train on all of the texts."
-        texts = _texts(X)
+        fields = _fields(X)
+        texts = _texts(X, fields)
         if len(texts) == 1: raise ValueError("n_samples=1: a classifier cannot be trained on one text.")
         classes,targets = _labels(texts, y)
         with _apart(self) as seed:
@@ -161,7 +174,7 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
                                             pretrained=self.encoder or False, max_len=self.max_len)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
-        self.classes_ = classes
+        self.classes_,self.fields_ = classes,fields
         return self
 
     def predict_proba(self,
@@ -169,7 +182,7 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
     )->np.ndarray:      # (n, n_classes), rows add up to 1
         "The probability of each of `classes_`."
         check_is_fitted(self, 'learner_')
-        texts = _texts(X)
+        texts = _texts(X, self.fields_)
         with _same_randomness(): probs = self.learner_.get_preds(dl=self.learner_.dls.test_dl(texts))[0]
         probs = probs.double().numpy()
         return probs / probs.sum(1, keepdims=True)
@@ -204,11 +217,12 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         self.tok_tfm,self.device,self.verbose,self.random_state = tok_tfm,device,verbose,random_state
 
     def fit(self,
-        X,        # Texts
+        X,        # Texts, or a frame of text columns
         y=None,   # Not looked at
     ):            # The estimator
         "Load the encoder, or train one."
-        texts = _texts(X)
+        self.fields_ = _fields(X)
+        texts = _texts(X, self.fields_)
         with _apart(self) as seed:
             dls = _dls(self, texts, None, seed)
             learn = language_model_learner(dls, config=self.config, pretrained=self.encoder or False)
@@ -222,7 +236,7 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         "The features of each text."
         check_is_fitted(self, 'learner_')
         learn = self.learner_
-        return np.stack(list(encode_texts(learn.encoder, learn.dls, _texts(X), self.max_len, self.bs)))
+        return np.stack(list(encode_texts(learn.encoder, learn.dls, _texts(X, self.fields_), self.max_len, self.bs)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

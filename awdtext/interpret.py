@@ -29,6 +29,7 @@ from .ensemble import Ensemble, LMEnsemble
 from .lm.evaluate import evaluating, windows
 from .lm.score import in_batches, surprisals
 from .text_learner import LMLearner, TextLearner
+from .training.metrics import choose_threshold
 from .training.profile import text_table
 
 # %% ../nbs/52_interpret.ipynb #426a5b36
@@ -105,10 +106,11 @@ def _span(token, score, most):
     return f'<span title="{score:+.3f}" style="{style}">{escape(token)}</span>'
 
 # %% ../nbs/52_interpret.ipynb #01b987ae
-def _decided(probs, labeler):
+def _decided(probs, learn):
     "For each document a row of zeros and ones, or the number itself in a regression."
+    labeler = learn.dls.labeler
     if isinstance(labeler, Categorize): return F.one_hot(probs.argmax(1), labeler.n_out).bool()
-    return probs > .5 if isinstance(labeler, MultiCategorize) else probs
+    return probs > choose_threshold(learn.thresholds, None) if isinstance(labeler, MultiCategorize) else probs
 
 
 def document_text(
@@ -182,7 +184,7 @@ class ClassificationInterpretation:
 
     def classification_report(self)->Table:
         "Precision, recall and F1 of each category, and how many documents have it."
-        return _report(_decided(self.probs, self.labeler), self._truth(), self.vocab)
+        return _report(_decided(self.probs, self.learn), self._truth(), self.vocab)
 
     def print_classification_report(self)->None:
         "Show the report."
@@ -226,7 +228,7 @@ class ClassificationInterpretation:
 def _loss_row(interp, loss, i):
     "What there is to tell of one document."
     dls = _parts(interp.learn)[0].dls
-    text,said = document_text(interp.dl.corpus, i, dls), _decided(interp.probs[i:i + 1], interp.labeler)[0]
+    text,said = document_text(interp.dl.corpus, i, dls), _decided(interp.probs[i:i + 1], interp.learn)[0]
     own = {'loss': loss, 'number': i}
     if interp.vocab is None:
         return {'text': text, 'target': interp.targets[i].tolist(), 'predicted': said.squeeze().tolist(), **own}
@@ -319,7 +321,7 @@ def integrated_gradients(
 
 # %% ../nbs/52_interpret.ipynb #7573f235
 def _cut(learn, text):
-    cut = learn.dls.tokenizer or str.split
+    cut,(text,) = learn.dls.tokenizer or str.split, learn.dls.texts([text])
     return cut(text) if isinstance(text, str) else list(text)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from .core import pages_kept, say, to_device
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
+from .data.imbalance import TunedThresholds, class_weights as weights_of, tune_thresholds
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
@@ -35,10 +36,11 @@ from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
 from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
-from .training.calibration import Calibration, ClassReport, calibration, class_report, fit_temperature
+from awdtext.training.calibration import (Calibration, ClassReport, calibration, class_report, fit_temperature,
+    with_temperature)
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
-from .training.metrics import Perplexity, accuracy, accuracy_multi
+from .training.metrics import Perplexity, accuracy, accuracy_multi, choose_threshold
 from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
 from .training.precision import MixedPrecision, choose_for_prediction, supported
@@ -132,17 +134,17 @@ def _find_bundle(file, folder):
     raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
 
 
-def _decode(probs, labeler):
+def _decode(probs, labeler, thresholds=None):
     "Label, its index, and the probabilities of one document; of a regression the number, and twice its tensor."
     if isinstance(labeler, RegressionSetup):
         return labeler.decode(probs if labeler.n_out > 1 else probs.view(())), probs, probs
-    idx = probs.argmax() if isinstance(labeler, Categorize) else probs > .5
+    idx = probs.argmax() if isinstance(labeler, Categorize) else probs > choose_threshold(thresholds, None)
     return labeler.decode(idx), idx, probs
 
 
 def _one_document(text, dls):
     if dls.tokenizer is None and isinstance(text, str): text = text.split()
-    doc = numericalize_texts([text], dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
+    doc = numericalize_texts(dls.texts([text]), dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
     return ClassifierDataLoader(doc, bs=1, seed=0)
 
 
@@ -195,6 +197,7 @@ class EncoderLearner(Learner):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
         self.config,self.options,self._twins = config,options,Twins()
+        self.thresholds = None # of several labels: the probability above which each is predicted; None: .5
         self.card = None   # how the model was made, if somebody has told; travels with `export`
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
@@ -203,11 +206,7 @@ class EncoderLearner(Learner):
         "The model's encoder."
         return self.model.encoder
 
-    def _advice(self, seconds): return self._advise(seconds, 0)
-
-    def _advise(self, seconds, vocab_sz):
-        lines = advise_precision(self.precision.name, self.device), advise_preset(seconds, self.config, vocab_sz)
-        return ' '.join(line for line in lines if line)
+    def _advice(self, seconds): return _advice(self, seconds, 0)
 
     def settings(self,
         how:dict, # How it is trained: method and arguments
@@ -236,7 +235,8 @@ class EncoderLearner(Learner):
     def _text_state(self):
         tok = self.dls.tokenizer
         return {'config': asdict(self.config), 'vocab': self.dls.vocab.itos, 'tokenizer': tok and tok.to_dict(),
-                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs}
+                'backwards': self.dls.backwards, 'seq_len': self.dls.seq_len, 'reset_at_docs': self.dls.reset_at_docs,
+                'fields': self.dls.fields}
 
     def export(self,
         file:str|Path='export', # Name within `path`, or a path
@@ -250,7 +250,8 @@ class EncoderLearner(Learner):
         labels = labeler and {'type': type(labeler).__name__, 'categories': labeler.categories, 'n_out': labeler.n_out}
         with self.averaged():
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card}
+        own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card,
+               'loss': getattr(self.loss_func, 'settings', {}), 'thresholds': self.thresholds}
         return {**self._text_state(), **own}
 
 # %% ../nbs/50_text_learner.ipynb #853b76ba
@@ -258,11 +259,18 @@ class TextLearner(EncoderLearner):
     "Learner of a text classifier; the language model's `LMLearner` inherits what is not overridden there."
     unit,kind = 'docs','classifier'
 
+    def _saved(self, with_opt=True): return {**super()._saved(with_opt), 'thresholds': self.thresholds}
+
+    def _take_weights(self, tree):
+        super()._take_weights(tree)
+        self.thresholds = tree.get('thresholds')
+
     def decode(self,
         preds:Tensor,       # Probabilities or numbers of one document, as `get_preds` gives them
+        thresholds:Tensor|float|None=None, # Of several labels; the learner's if None
     )->tuple:               # As `predict`'s
         "What these predictions say: label, its index (for several labels: a mask), and `preds`."
-        return _decode(preds, self.dls.labeler)
+        return _decode(preds, self.dls.labeler, choose_threshold(thresholds, self.thresholds))
 
     @torch.no_grad()
     def get_preds(self,
@@ -279,13 +287,13 @@ class TextLearner(EncoderLearner):
 
     @torch.no_grad()
     def predict(self,
-        text:str|list[str], # One document
+        text,               # One document; where texts were in several columns: a dict, a row of a frame, or a tuple
         *,
         precision:str|None=None, # As in `get_preds`
     )->tuple:               # Label, its index (for several labels: a mask), and the probability of each category
         "What the classifier says of `text`. Of a regression: the number or numbers, and twice their tensor."
         dl = _one_document(text, self.dls)
-        with _for_prediction(self, precision): return _decode(self._read(dl)[0][0], self.dls.labeler)
+        with _for_prediction(self, precision): return self.decode(self._read(dl)[0][0])
 
     def encode(self,
         texts:Iterable,  # Strings, or lists of tokens if there is no tokenizer
@@ -307,7 +315,28 @@ class TextLearner(EncoderLearner):
         dl=None,            # Or any loader
     )->ClassReport:         # Prints as a table
         "Precision, recall and F1 of each class."
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories)
+        thresh = choose_threshold(self.thresholds, None)
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, thresh)
+
+    def validate_figures(self,
+        dl=None, # What to measure on; `dls.valid` if None
+    )->dict:     # `{'valid_loss': …, metric: …}`
+        "Loss and metrics on `dl`; metrics of several labels that were given no threshold take the learner's."
+        for m in self.metrics: m.use_thresholds(self.thresholds)
+        return super().validate_figures(dl)
+
+    def tune_thresholds(self,
+        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
+        ds_idx:int=1,       # 1 for validation data; not what was trained on
+        dl=None,            # Or any loader with labels
+    )->TunedThresholds:     # Prints as a table
+        "For each of several labels find the probability above which it is predicted from now on, in files too."
+        if not isinstance(self.dls.labeler, MultiCategorize):
+            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, the "
+                             "likeliest, or a number.")
+        tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
+        self.thresholds = tuned.thresholds
+        return tuned
 
     def calibration(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -339,7 +368,7 @@ class TextLearner(EncoderLearner):
 
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."
-        return [label_text(_decode(probs, self.dls.labeler)[0]) for probs in self.loss_func.activation(self.preds[:n])]
+        return [label_text(self.decode(probs)[0]) for probs in self.loss_func.activation(self.preds[:n]).cpu()]
 
 # %% ../nbs/50_text_learner.ipynb #26b09279
 def _cool(learn, temperature):
@@ -349,6 +378,7 @@ def _cool(learn, temperature):
     last = [m for m in learn.model.head.modules() if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
         for p in last.parameters(): p /= temperature
+    if learn.thresholds is not None: learn.thresholds = with_temperature(learn.thresholds, temperature, several=True)
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
 def advise_preset(
@@ -374,6 +404,11 @@ def advise_precision(
     "A line if bfloat16 would be much faster, or nothing."
     if precision != 'fp32' or not supported('bf16', device): return ''
     return "precision='bf16' takes about half of that on this processor."
+
+
+def _advice(learn, seconds, vocab_sz):
+    lines = advise_precision(learn.precision.name, learn.device), advise_preset(seconds, learn.config, vocab_sz)
+    return ' '.join(line for line in lines if line)
 
 # %% ../nbs/50_text_learner.ipynb #db5846f2
 def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
@@ -606,7 +641,7 @@ class LMLearner(LMReader, LMWriter, TextLearner):
                 if self.interrupted: return
         if best.weights: say(f"The model holds the weights of epoch {best.epoch} (valid_loss {best.best:.4g}).")
 
-    def _advice(self, seconds): return self._advise(seconds, len(self.dls.vocab))
+    def _advice(self, seconds): return _advice(self, seconds, len(self.dls.vocab))
 
     def _said(self, n): return _likeliest(self.model.logits(self.out.dropped[:n]), self.y[:n], self.dls.vocab)
 
@@ -736,6 +771,8 @@ def text_classifier_learner(
     y_range:tuple|None=None,        # Range of a regression's values
     *,
     loss_func=None,                 # The one that fits the labels if None
+    class_weights=None,             # `'balanced'`, a dict of category -> weight, or numbers in their order
+    label_smoothing:float=0.,       # Of one label each: share of the target spread over all, in [0, 1)
     opt_func:Callable|None=None,    # `Adam` if None
     lr:float|None=None,             # Rate of `fit` where none is given; 1e-3 if None
     wd:float|None=None,             # Weight decay; the optimiser's own default if None
@@ -755,7 +792,7 @@ def text_classifier_learner(
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
-    loss,metric = _task(dls.labeler)
+    loss,metric = _task(dls.labeler, _loss_settings(dls, loss_func, class_weights, label_smoothing))
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)
     learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, 1e-3 if lr is None else lr,
                         clas_split, metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
@@ -772,11 +809,28 @@ def _classifier_config(config):
     return AWDLSTMConfig.from_any(config, awd_lstm_clas_config)
 
 
-def _task(labeler):
-    "Loss and metric for the kind of labels."
-    if isinstance(labeler, Categorize): return cross_entropy_loss(), accuracy
-    if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(), accuracy_multi
+def _task(labeler, settings):
+    "Loss, with these settings, and metric for the kind of labels."
+    if isinstance(labeler, Categorize): return cross_entropy_loss(**settings), accuracy
+    if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(**settings), accuracy_multi
     return mse_loss(), None
+
+
+def _loss_settings(dls, loss_func, wanted, label_smoothing):
+    "What the loss that fits the labels is made with."
+    if wanted is None and not label_smoothing: return {}
+    if loss_func is not None: raise ValueError(
+        "class_weights and label_smoothing are for the usual loss, and loss_func is another: give them to that one, as "
+        "cross_entropy_loss(weight, label_smoothing).")
+    kind = type(dls.labeler)
+    if kind is RegressionSetup:
+        raise ValueError("class_weights and label_smoothing are for categories: these data have numbers as labels.")
+    if label_smoothing and kind is MultiCategorize:
+        raise ValueError(f"label_smoothing={label_smoothing} is for documents with one label each: these have several.")
+    targets = None if dls.train is None else dls.train.targets
+    weights = None if wanted is None else weights_of(wanted, targets, dls.categories)
+    if kind is MultiCategorize: return {'pos_weight': weights}
+    return {'weight': weights, 'label_smoothing': label_smoothing}
 
 # %% ../nbs/50_text_learner.ipynb #3c65aa90
 _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetup)}
@@ -791,7 +845,7 @@ def load_learner(
     if bundle['kind'] != 'ensemble': return _rebuilt(bundle, file, device)
     parts = [_rebuilt(tree, file, device) for tree in bundle['parts']]
     both = (LMEnsemble if parts[0].kind == 'language_model' else Ensemble)(parts)
-    both.card = bundle['card']
+    both.card,both.thresholds = bundle['card'], bundle.get('thresholds')
     return both
 
 
@@ -804,13 +858,14 @@ def _rebuilt(bundle, file, device):
                           seq_len=bundle['seq_len'], backwards=bundle['backwards'], path=Path(file).parent,
                           device=device)
     if bundle.get('reset_at_docs'): dls.read_lm(reset_at_docs=True)
+    dls.fields = bundle.get('fields')
     model = (get_language_model(len(vocab), config) if is_lm else
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))
     model.eval()
-    loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler)
+    loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler, bundle.get('loss') or {})
     learn = (LMLearner if is_lm else TextLearner)(dls, model, config, bundle['options'], loss, metrics=metric)
-    learn.card = bundle.get('card')
+    learn.card,learn.thresholds = bundle.get('card'), bundle.get('thresholds')
     return learn
 
 

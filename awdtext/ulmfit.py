@@ -19,8 +19,8 @@ import torch
 
 from .core import Report, say, seed_all
 from .data.batches import Categorize, is_missing
-from .data.dataloaders import (TextDataLoaders, as_label_block, check_text, find_column, frame_texts, label_text,
-    make_tokenizer, numericalize_texts, split_labels)
+from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
+    frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
 from .data.stream import positive_int
 from .data.tokenizer import Tokenizer
 from .duplicates import near_duplicates
@@ -98,19 +98,40 @@ def read_texts(
 def read_labelled(
     labelled,                    # A DataFrame, or `(texts, labels)`
     text_col:str|int|list='text', # Column of the texts
-    label_col:str|int='label',   # Column of the labels
+    label_col:str|int|list='label', # Column of the labels, or several: of numbers, or of zeros and ones
     label_delim:str|None=None,   # What separates several labels of a document
+    y_block=None,                # Kind of label; None: see the labels
 )->Docs:
     "Texts and labels; a label may be missing."
     if hasattr(labelled, 'columns'):
-        texts = read_texts(labelled, text_col)
-        labels = labelled.iloc[:, find_column(labelled.columns, label_col)].tolist()
+        texts,labels = read_texts(labelled, text_col), _column_labels(labelled, label_col, y_block)
     elif isinstance(labelled, (tuple, list)) and len(labelled) == 2 and not isinstance(labelled[0], (str, bytes)):
         texts,labels = read_texts(labelled[0], text_col), list(labelled[1])
     else: raise TypeError(f"labelled is a {type(labelled).__name__}: give a DataFrame, or (texts, labels).")
     if len(texts) != len(labels): raise ValueError(f"{len(texts)} labelled texts, {len(labels)} labels.")
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
     return Docs(texts, [None if is_missing(label) else label for label in labels])
+
+
+def _column_labels(df, label_col, y_block):
+    "Labels of a frame; of several columns None where all are missing."
+    labels,block = frame_labels(df, label_col, None, y_block)
+    if len(as_list(label_col)) == 1: return labels
+    labels = [None if all(map(is_missing, row)) else row for row in labels]
+    if y_block is not None or not block.encoded: return labels
+    return [row if row is None else block.names([row], [i])[0] for i, row in zip(df.index, labels)]
+
+
+def _check_fields(parts, fields):
+    "Raise before an hour is spent if a document lacks the marks of its fields."
+    for docs in parts:
+        for i, text in enumerate(docs.texts if docs else ()): row_text(text, fields, i)
+
+
+def _text_fields(labelled, text_col):
+    "The names of the text columns, if there is a frame."
+    frame = labelled if hasattr(labelled, 'columns') else labelled[0]
+    return column_names(frame, text_col) if hasattr(frame, 'columns') else None
 
 # %% ../nbs/57_ulmfit.ipynb #0af12b36
 def stratified(
@@ -262,9 +283,11 @@ class _Job:
 
     def lm_dls(self, texts):
         s = self.settings
-        return TextDataLoaders.from_texts(
+        dls = TextDataLoaders.from_texts(
             texts, valid=self.data.lm_valid, is_lm=True, tok_tfm=deepcopy(self.how['tok_tfm']), seq_len=s.seq_len,
             bs=s.lm_bs, min_freq=s.min_freq, max_vocab=s.max_vocab, seed=self.how['seed'], path=self.out)
+        dls.fields = self.how['fields']
+        return dls
 
     def fit(self, fit, *args, checkpoint, cbs):
         "Train, or go on, or load what is trained; what the user interrupts ends here."
@@ -384,9 +407,16 @@ def _classifier_learner(job, way):
     dls = TextDataLoaders.from_texts(
         *data.train, valid=data.valid.texts, valid_labels=data.valid.labels, text_vocab=bundle['vocab'],
         tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seq_len=s.seq_len, backwards=way == 'backward', bs=s.clas_bs,
-        val_bs=64, y_block=job.how['y_block'], seed=job.how['seed'], path=job.out)
+        val_bs=64, y_block=_label_block(job), seed=job.how['seed'], path=job.out)
+    dls.fields = job.how['fields']
     return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
                                    path=job.out, model_dir='.')
+
+
+def _label_block(job):
+    "The kind of label, with the categories of both parts: one of several labels may be in the validation part alone."
+    block,labels = as_label_block(job.how['y_block']), [*job.data.train.labels, *job.data.valid.labels]
+    return LabelBlock(block.make_labeler(block.names(labels, range(len(labels))), None), block.encoded)
 
 
 def _classifier(job, way):
@@ -509,7 +539,7 @@ def ulmfit(
     out:str|Path='ulmfit',         # Folder of the run; the same call goes on with what is there
     *,
     text_col:str|int|list='text',  # Column of the texts in frames
-    label_col:str|int='label',     # Column of the labels
+    label_col:str|int|list='label', # Column of the labels, or several: of numbers, or of zeros and ones
     label_delim:str|None=None,     # What separates several labels of a document
     y_block=None,                  # `RegressionBlock` and the like; None: see the labels
     backwards:bool|str=False,      # Read texts from their end; 'both': a model for each direction, and their mean
@@ -526,11 +556,12 @@ def ulmfit(
     every:str='5min',              # How often a checkpoint is written
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
-    ways,columns = _ways(backwards), (text_col, label_col, label_delim)
+    ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
     how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
-    data = split_data(read_texts(texts, text_col), read_labelled(labelled, *columns), valid, test, valid_pct, seed,
-                      y_block, settings)
+    labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
+    _check_fields((labelled, valid, test), how['fields'])
+    data = split_data(read_texts(texts, text_col), labelled, valid, test, valid_pct, seed, y_block, settings)
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 

@@ -357,7 +357,7 @@ def test_sources_that_cannot_be_used(block, source, error, message):
 
 @pytest.mark.parametrize('call,error,message', [
     (lambda: CategoryBlock(sort=False), ValueError, 'sort=False keeps the order of the categories in vocab'),
-    (lambda: MultiCategoryBlock(encoded=True), ValueError, 'encoded=True needs vocab='),
+    (lambda: MultiCategoryBlock(encoded=True).names([[0, 1]], [0]), ValueError, 'encoded=True needs vocab='),
     (lambda: RegressionBlock(0), ValueError, 'n_out=0'),
     (lambda: TextBlock.from_folder('nowhere'), FileNotFoundError, 'there is no folder nowhere'),
     (lambda: TextDataLoaders.from_df(frame, y_block='stars'), TypeError, "'stars' is no kind of label"),

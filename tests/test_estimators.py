@@ -194,5 +194,5 @@ def test_no_warnings():
 
 @pytest.mark.parametrize('missing', [None, float('nan'), pd.NA])
 def test_a_missing_label_is_told(missing):
-    with pytest.raises(ValueError, match='the label of sample 1 is missing'):
+    with pytest.raises(ValueError, match='the label of sample 1 of y is missing'):
         AWDTextClassifier(**tiny).fit(texts[:4], pd.Series(['a', missing, 'b', 'a'], dtype=object))

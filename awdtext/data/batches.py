@@ -96,7 +96,8 @@ def _look_up(label, index, i, rows):
     label = _plain(label)
     if label in index: return index[label]
     raise ValueError(f"the label {label!r} of row {_row(i, rows)!r} is not among the categories of the training part: "
-                     f"{_name(list(index))}.")
+                     f"{_name(list(index))}. Give it more documents, leave it out, or name all categories, as by "
+                     "y_block=CategoryBlock([…]).")
 
 # %% ../../nbs/data/06_batches.ipynb #73704832
 class MultiCategorize:

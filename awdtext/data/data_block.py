@@ -17,7 +17,7 @@ import torch
 from ..core import say
 from .batches import Categorize, MultiCategorize, RegressionSetup
 from .dataloaders import (LabelBlock, Part, RandomSplitter, Recipe, TextDataLoaders, as_label_block,
-    as_list, check_text, find_column, frame_texts, make_tokenizer, read_text, split_items, split_labels)
+    as_list, check_text, column_names, find_column, frame_texts, make_tokenizer, read_text, split_items, split_labels)
 from .vocab import Vocab
 
 # %% ../../nbs/data/08_data_block.ipynb #30335f29
@@ -89,12 +89,12 @@ def CategoryBlock(
 
 def MultiCategoryBlock(
     encoded:bool=False,       # Labels are rows of zeros and ones, one for each category
-    vocab:Sequence|None=None, # The categories, in the order given; None: all that the training part has, sorted
+    vocab:Sequence|None=None, # The categories, in the order given; None: all that the training part has, sorted; if
+                              # `encoded`, the names of the label columns of `from_df`
 )->LabelBlock:
     "A list of categories for each document."
     if vocab is not None: return LabelBlock(MultiCategorize(vocab), encoded)
-    if encoded: raise ValueError("encoded=True needs vocab=, the categories that the zeros and ones stand for.")
-    return LabelBlock(MultiCategorize)
+    return LabelBlock(None if encoded else MultiCategorize, encoded)
 
 
 def RegressionBlock(
@@ -235,12 +235,18 @@ class DataBlock:
         "A training and a validation loader of what is in `source`."
         recipe = _recipe(self.text, self.label, path, bs, val_bs, seed, seq_len, device)
         items,splits = self._split(source, recipe.seed)
+        recipe.fields = self._fields(items)
         return TextDataLoaders.from_parts([self._part(items, idxs) for idxs in splits], recipe)
 
     def _split(self, source, seed):
         items = _get_items(source, self.get_items)
         splits = split_items(items, self.splitter or RandomSplitter(seed=seed))
         return _join_columns(items, self.text), splits
+
+    def _fields(self, items):
+        "The names of the text columns, if the text is nothing but these."
+        cols,plain = self.text.text_cols, (None, ColReader(self.text.tok_text_col))
+        return None if cols is None or self.get_x not in plain else column_names(items, cols)
 
     def _part(self, items, idxs):
         rows = _row_names(items, idxs)

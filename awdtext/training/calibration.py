@@ -63,7 +63,7 @@ def class_report(
     probs:Tensor,           # Probabilities, (n, n_classes)
     targs:Tensor,           # Class indices (n,), or zeros and ones (n, n_classes)
     categories=None,        # Names of the classes; their numbers if None
-    thresh:float=.5,        # Probability above which one of several labels is predicted
+    thresh:float|Tensor=.5, # Probability above which one of several labels is predicted; or one for each
 )->ClassReport:             # Prints as a table
     "Precision, recall and F1 of each class."
     _check(probs, targs)

@@ -101,6 +101,11 @@ class Loop:
         "How many targets `loss` is the mean of."
         return len(self.y)
 
+    def target_weight(self)->Tensor|int: # What the batch counts
+        "The sum of the targets' weights, where `loss` is a weighted mean; else their number."
+        weigh = getattr(self.loss_func, 'weigh', None)
+        return weigh(self.y) if weigh else self.n_targets()
+
     def predictions(self):
         "Yield the batch's predictions and targets, in one piece or several."
         yield self.preds, self.y
@@ -192,11 +197,11 @@ class Loop:
         self.zero_grad()
 
     def _count(self):
-        n = self.n_targets()
-        self.totals.add(self.loss, n)
+        weight = self.target_weight()
+        self.totals.add(self.loss, self.n_targets(), weight)
         if self.training: return
         for m in self.metrics:
-            if not m.needs_preds: m.update(None, self.y, self.loss, n)
+            if not m.needs_preds: m.update(None, self.y, self.loss, weight)
         curious = [m for m in self.metrics if m.needs_preds]
         if not curious: return
         for preds, targs in self.predictions():

@@ -7,6 +7,7 @@ __all__ = ['activation_reg', 'mean_square', 'temporal_activation_reg', 'Loss', '
            'mse_loss']
 
 # %% ../../nbs/training/20_losses.ipynb #d74cf5a3
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -69,8 +70,10 @@ class Loss:
     def __init__(self,
         func,        # `func(output, target, reduction=…)`, of torch's functional interface
         activation,  # Output -> probabilities or values
+        weigh:Callable|None=None, # Targets -> sum of their weights, if the mean is weighted; else None
+        settings:dict|None=None,  # What it was made with, as plain values
     ):
-        self.func,self.activation = func,activation
+        self.func,self.activation,self.weigh,self.settings = func, activation, weigh, settings or {}
 
     def __call__(self,
         output:Tensor,          # Model's output, (bs, …)
@@ -83,26 +86,48 @@ class Loss:
 
 
 def cross_entropy_loss(
-    weight:Tensor|None=None,     # Weight of each class, (n_classes,)
+    weight:Tensor|Sequence|None=None, # Weight of each class, (n_classes,); the mean is then over the targets' weights
     label_smoothing:float=0.,    # Share of the target spread over all classes, in [0, 1)
 )->Loss:                         # For targets of one class index per document
-    "Cross-entropy with softmax, for one class per document."
-    return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1))
+    "Cross-entropy with softmax, for one class per document; `torch.nn.functional.cross_entropy`'s figures."
+    if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing}: use 0 or more, below 1.")
+    weight = _numbers(weight)
+    weigh = None if weight is None else partial(_sum_weights, weight)
+    return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1), weigh,
+                {'weight': _listed(weight), 'label_smoothing': label_smoothing})
+
+
+def _numbers(weight): return None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
+def _listed(weight): return None if weight is None else weight.tolist()
 
 
 def _cross_entropy(weight, label_smoothing, output, target, reduction):
-    if weight is not None: weight = weight.to(output)              # made where the labels were counted, not on the GPU
+    if weight is not None:                                         # made where the labels were counted, not on the GPU
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        weight = weight.to(output)
     return F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction=reduction)
 
-# %% ../../nbs/training/20_losses.ipynb #65fb1c3b
+
+def _sum_weights(weight, target): return weight.float().to(target.device)[target.long()].sum()
+
+# %% ../../nbs/training/20_losses.ipynb #4f6804da
 def _per_item(func, output, target, reduction='mean'):
     losses = func(output, target.to(output.dtype).view_as(output), reduction='none').flatten(1).mean(1)
     return losses if reduction == 'none' else getattr(losses, reduction)()
 
 
-def binary_cross_entropy_loss()->Loss: # For targets of zeros and ones, (bs, n_classes)
+def binary_cross_entropy_loss(
+    pos_weight:Tensor|Sequence|None=None, # Weight of each class where it is true, (n_classes,); where not, it is 1
+)->Loss:                                  # For targets of zeros and ones, (bs, n_classes)
     "Binary cross-entropy with a sigmoid for every class, for several labels per document."
-    return Loss(partial(_per_item, F.binary_cross_entropy_with_logits), torch.sigmoid)
+    pos_weight = _numbers(pos_weight)
+    return Loss(partial(_per_item, partial(_binary, pos_weight)), torch.sigmoid,
+                settings={'pos_weight': _listed(pos_weight)})
+
+
+def _binary(pos_weight, output, target, reduction):
+    if pos_weight is not None: pos_weight = pos_weight.to(output)
+    return F.binary_cross_entropy_with_logits(output, target, pos_weight=pos_weight, reduction=reduction)
 
 
 def mse_loss()->Loss: # For targets of numbers, (bs,) or (bs, n)

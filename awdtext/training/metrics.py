@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RunningMean', 'Metric', 'AvgMetric', 'accuracy', 'error_rate', 'top_k_accuracy', 'accuracy_multi', 'MatthewsCorrCoef',
-           'BalancedAccuracy', 'F1Score', 'Precision', 'Recall', 'FBeta', 'F1ScoreMulti', 'PrecisionMulti',
-           'RecallMulti', 'RocAucBinary', 'RocAuc', 'RocAucMulti', 'mse', 'mae', 'rmse', 'R2Score', 'Perplexity',
-           'BitsPerChar', 'as_metrics']
+           'BalancedAccuracy', 'F1Score', 'Precision', 'Recall', 'FBeta', 'choose_threshold', 'F1ScoreMulti',
+           'PrecisionMulti', 'RecallMulti', 'RocAucBinary', 'RocAuc', 'RocAucMulti', 'mse', 'mae', 'rmse', 'R2Score',
+           'Perplexity', 'BitsPerChar', 'as_metrics']
 
 # %% ../../nbs/training/21_metrics.ipynb #3c69b909
-import math
+import inspect, math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,15 +19,17 @@ from torch import Tensor
 # %% ../../nbs/training/21_metrics.ipynb #c7b8af14
 class RunningMean:
     "A mean weighted by counts, kept on the device until it is read."
-    def __init__(self): self.means,self.counts = [],[]
+    def __init__(self): self.means,self.counts,self.weights = [],[],[]
 
     def add(self,
         mean:Tensor|float,  # Mean over the batch
         n:Tensor|int,       # How many it is the mean of
+        weight:Tensor|float|None=None, # Sum of their weights, if it is a weighted mean; `n` if None
     )->None:
         "Count a batch of `n` with this `mean`."
         self.means.append(torch.as_tensor(mean).detach())
         self.counts.append(torch.as_tensor(n))
+        self.weights.append(self.counts[-1] if weight is None else torch.as_tensor(weight))
 
     @property
     def count(self)->int: # Items so far
@@ -35,11 +38,11 @@ class RunningMean:
 
     @property
     def value(self)->float: # nan if nothing was added
-        "Sum over count."
+        "Sum over count, or over the sum of the weights."
         if not self.count: return math.nan
-        means,counts = (torch.stack(o).cpu().double() for o in (self.means, self.counts))
-        sums = torch.where(counts > 0, means * counts, 0.)     # the mean of nothing is nan, and adds nothing
-        return float(sums.sum() / counts.sum())
+        means,weights = (torch.stack(o).cpu().double() for o in (self.means, self.weights))
+        sums = torch.where(weights > 0, means * weights, 0.)   # the mean of nothing is nan, and adds nothing
+        return float(sums.sum() / weights.sum())
 
 # %% ../../nbs/training/21_metrics.ipynb #9e7e753f
 class Metric:
@@ -59,10 +62,15 @@ class Metric:
         preds:Tensor|None,  # Model's output, (n, n_classes), or None where `needs_preds` is False
         targs:Tensor,       # What is true, (n,)
         loss:Tensor|float,  # Mean loss over the batch
-        n:Tensor|int,       # How many targets it is the mean of
+        n:Tensor|int,       # How many targets it is the mean of; of a weighted mean, the sum of their weights
     )->None:
         "Count one batch."
         raise TypeError(f"{type(self).__name__} must define update().")
+
+    def use_thresholds(self,
+        thresholds:Tensor|None, # For each class the probability above which it is predicted; None: .5 for all
+    )->None:
+        "Predict labels at these probabilities, if nobody gave others. Nothing to do for a metric without labels."
 
     @property
     def value(self)->float: # The figure
@@ -75,8 +83,12 @@ class AvgMetric(Metric):
     def __init__(self,
         func:Callable, # `func(preds, targs) -> mean over items`; for other settings of it, a `partial`
     ):
-        self.func = func
+        self.func,self._given,self._follows = func,func,_lacks_thresh(func)
         self.reset()
+
+    def use_thresholds(self, thresholds):
+        "Hand them to a function with an argument `thresh`."
+        self.func = partial(self._given, thresh=thresholds) if self._follows and thresholds is not None else self._given
 
     @property
     def name(self)->str: # Column of the table
@@ -101,6 +113,12 @@ class AvgMetric(Metric):
     def value(self)->float: # Mean over all items
         "Read the mean."
         return self.mean.value
+
+
+def _lacks_thresh(func):
+    "Whether `func` has an argument `thresh` that was not given."
+    try: return 'thresh' in inspect.signature(func).parameters and 'thresh' not in getattr(func, 'keywords', {})
+    except ValueError: return False                                        # some builtins have no signature
 
 # %% ../../nbs/training/21_metrics.ipynb #55bb1c6f
 def _misfit(name, needs, preds, targs):
@@ -173,13 +191,15 @@ def _check_labels(name, preds, targs):
 def _not_labels(targs): return ((targs != 0) & (targs != 1)).sum()
 
 
-def _labels(preds, thresh, sigmoid): return (preds.float().sigmoid() if sigmoid else preds) > thresh
+def _labels(preds, thresh, sigmoid):
+    if torch.is_tensor(thresh): thresh = thresh.to(preds.device)
+    return (preds.float().sigmoid() if sigmoid else preds) > thresh
 
 
 def accuracy_multi(
     inp:Tensor,         # Scores before the sigmoid, (n, n_classes)
     targ:Tensor,        # Zeros and ones, (n, n_classes)
-    thresh:float=0.5,   # Probability above which a label is predicted
+    thresh:float|Tensor=0.5, # Probability above which a label is predicted; or one for each class
     sigmoid:bool=True,  # False if `inp` are probabilities already
 )->Tensor:              # Scalar in [0, 1]
     "Share of labels, over all items and classes, predicted right."
@@ -334,21 +354,32 @@ def _recall_weight(beta):
     return beta**2 / (1 + beta**2)
 
 # %% ../../nbs/training/21_metrics.ipynb #b9426b16
+def choose_threshold(
+    given:float|Tensor|None,   # What the user gave
+    learners:Tensor|None,      # What was tuned
+)->float|Tensor:
+    "The threshold that holds: what was given, else the learner's, else a half."
+    return given if given is not None else .5 if learners is None else learners
+
+
 class _FScoreMulti(_FScore):
     averages = 'macro', 'micro', 'weighted'
 
     def __init__(self,
-        thresh:float=0.5,            # Probability above which a label is predicted
+        thresh:float|Tensor|None=None, # Probability above which a label is predicted, or one each; None: the learner's
         sigmoid:bool=True,           # False if the predictions are probabilities already
         *,
         average:str='macro',         # `'macro'`, `'micro'` or `'weighted'`
         labels:list[int]|None=None,  # Classes to average over; all of them if None
     ):
         super().__init__(average=average, labels=labels)
-        self.thresh,self.sigmoid = thresh,sigmoid
+        self.thresh,self.sigmoid,self._learners = thresh,sigmoid,None
+
+    def use_thresholds(self, thresholds): self._learners = thresholds
 
     def _count(self, preds, targs):
-        return _count_labels(type(self).__name__, preds, targs, self.thresh, self.sigmoid)
+        thresh = choose_threshold(self.thresh, self._learners)
+        return _count_labels(type(self).__name__, preds, targs, thresh, self.sigmoid)
 
     def _allowed(self): return "0 or 1"
     def _chosen(self, counts): return self.labels or slice(None)

@@ -111,14 +111,17 @@ def _describe_data(dl):
     return dl.describe() if hasattr(dl, 'describe') else {'type': type(dl).__name__, 'batches': len(dl)}
 
 # %% ../../nbs/training/38_run.ipynb #6afef6d0
+_SUMS = 'means','counts','weights'
+
+
 def _packed(mean):
-    "The sums of a pass, as two tensors."
-    return {'means': torch.stack(mean.means), 'counts': torch.stack(mean.counts)} if mean and mean.means else None
+    "The sums of a pass, as tensors."
+    return {k: torch.stack(getattr(mean, k)) for k in _SUMS} if mean and mean.means else None
 
 
-def _unpacked(tree, device):
+def _unpacked(saved, device):
     mean = RunningMean()
-    if tree: mean.means,mean.counts = (list(tree[k].to(device).unbind()) for k in ('means', 'counts'))
+    for k in _SUMS if saved else (): setattr(mean, k, list(saved[k].to(device).unbind()))
     return mean
 
 
@@ -177,7 +180,10 @@ class Run:
         self.begun = None    # the sources of chance when the training pass began
         self.waiting = None  # a checkpoint whose place is not reached yet
 
-    def before_epochs(self, learn, start_epoch):
+    def before_epochs(self,
+        learn,           # The `Learner`
+        start_epoch:int, # The first epoch of the run
+    ):
         "Write down how the run begins; or go on between two epochs, if that is where it was left."
         if self.waiting and not self.waiting['at'][1]: self.restore(learn)
         elif self.folder and not self.waiting:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .metrics import Metric
+from .metrics import Metric, choose_threshold
 
 # %% ../../nbs/training/36_sklearn_metrics.ipynb #d9569ec9
 def _classes(scores, thresh): return scores.argmax(1)
@@ -23,7 +23,8 @@ def _probs(scores, thresh):
     return probs[:, 1] if probs.shape[1] == 2 else probs
 
 
-def _labels(scores, thresh): return (scores.sigmoid() > thresh).long()
+def _labels(scores, thresh):
+    return (scores.sigmoid() > (thresh.to(scores.device) if torch.is_tensor(thresh) else thresh)).long()
 def _label_probs(scores, thresh): return scores.sigmoid()
 def _values(scores, thresh): return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores
 
@@ -36,12 +37,12 @@ class SklearnMetric(Metric):
     def __init__(self,
         func:Callable,       # Such as `sklearn.metrics.f1_score`; for its other arguments a `partial`
         of:str='classes',    # What it gets: `'classes'`, `'probs'`, `'labels'`, `'label_probs'` or `'values'`
-        thresh:float=.5,     # Probability above which a label is predicted, for `of='labels'`
+        thresh:float|Tensor|None=None, # For `of='labels'`: probability above which one is predicted; None: learner's
         name:str|None=None,  # Column of the table; the function's name if None
     ):
         if not callable(func): raise TypeError(f"func={func!r} is no function: give one, such as metrics.f1_score.")
         if of not in _views: raise ValueError(f"of={of!r} is not one of {', '.join(map(repr, _views))}.")
-        self.func,self.of,self.thresh = func,of,thresh
+        self.func,self.of,self.thresh,self._learners = func,of,thresh,None
         self._name = name or getattr(getattr(func, 'func', func), '__name__', type(func).__name__)
         self.reset()
 
@@ -49,6 +50,12 @@ class SklearnMetric(Metric):
     def name(self)->str: # Column of the table
         "The function's name, or the one it was given."
         return self._name
+
+    def use_thresholds(self,
+        thresholds:Tensor|None, # For each class the probability above which it is predicted; None: .5 for all
+    )->None:
+        "Predict labels at these probabilities, if no `thresh` was given."
+        self._learners = thresholds
 
     def reset(self)->None:
         "Forget everything."
@@ -61,7 +68,8 @@ class SklearnMetric(Metric):
         n,             # Not looked at
     )->None:
         "Keep one batch."
-        self.preds.append(_views[self.of](preds.detach().float(), self.thresh))
+        thresh = choose_threshold(self.thresh, self._learners)
+        self.preds.append(_views[self.of](preds.detach().float(), thresh))
         self.targs.append(targs)
 
     @property
