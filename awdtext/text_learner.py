@@ -197,7 +197,6 @@ class EncoderLearner(Learner):
         super().__init__(dls, model, loss_func, opt_func, lr, splitter, None, metrics, path, model_dir, wd,
                          moms=(.8, .7, .8))
         self.config,self.options,self._twins = config,options,Twins()
-        self.thresholds = None # of several labels: the probability above which each is predicted; None: .5
         self.card = None   # how the model was made, if somebody has told; travels with `export`
         self.add_cb(RNNRegularizer(alpha, beta)).add_cb(TimeLeft(advice=self._advice))
 
@@ -259,12 +258,6 @@ class TextLearner(EncoderLearner):
     "Learner of a text classifier; the language model's `LMLearner` inherits what is not overridden there."
     unit,kind = 'docs','classifier'
 
-    def _saved(self, with_opt=True): return {**super()._saved(with_opt), 'thresholds': self.thresholds}
-
-    def _take_weights(self, tree):
-        super()._take_weights(tree)
-        self.thresholds = tree.get('thresholds')
-
     def decode(self,
         preds:Tensor,       # Probabilities or numbers of one document, as `get_preds` gives them
         thresholds:Tensor|float|None=None, # Of several labels; the learner's if None
@@ -282,7 +275,7 @@ class TextLearner(EncoderLearner):
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "Predictions, as probabilities or values, in the order of the data, whatever the batches of the loader."
         dl = self._dl(ds_idx, dl)
-        with _for_prediction(self, precision):
+        with pages_kept(), _for_prediction(self, precision):
             return self._read(dl.by_length() if isinstance(dl, ClassifierDataLoader) else dl, with_loss)
 
     @torch.no_grad()
@@ -315,8 +308,7 @@ class TextLearner(EncoderLearner):
         dl=None,            # Or any loader
     )->ClassReport:         # Prints as a table
         "Precision, recall and F1 of each class."
-        thresh = choose_threshold(self.thresholds, None)
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, thresh)
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, choose_threshold(self.thresholds, None))
 
     def validate_figures(self,
         dl=None, # What to measure on; `dls.valid` if None

@@ -42,7 +42,8 @@ _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
 class Loop:
     "Trains `model` on `dls.train`, measures it on `dls.valid`."
-    unit = 'items'  # what a target is, in the table
+    unit = 'items'     # what a target is, in the table
+    thresholds = None  # of several labels, where somebody has tuned them: above which probability each is predicted
 
     def __init__(self,
         dls,                         # Has `train`, `valid`, and may have `test`, `device` and `path`

@@ -36,7 +36,7 @@ def saved(
     with_opt:bool=True, # Whether with all that is needed to train on
 )->dict:                # A tree of tensors and plain values
     "What a file holds of a learner."
-    tree = {'weights': learn.model.state_dict(), 'record': learn.record}
+    tree = {'weights': learn.model.state_dict(), 'record': learn.record, 'thresholds': learn.thresholds}
     if not with_opt: return tree
     tree['callbacks'] = {name: state for name, cb in named(learn.cbs).items() if (state := cb.state_dict())}
     tree['scaler'] = learn.precision.scaler.state_dict()
@@ -52,7 +52,7 @@ def take_up(
 )->None:
     "Give a learner what was saved of it, or of one like it."
     learn.model.load_state_dict(tree['weights'])
-    learn.average,learn.record[:] = None,tree['record']
+    learn.average,learn.record[:],learn.thresholds = None,tree['record'],tree.get('thresholds')
     if not with_opt or 'callbacks' not in tree: return
     if tree['scaler']: learn.precision.scaler.load_state_dict(tree['scaler'])
     for name, cb in named(learn.cbs).items():
