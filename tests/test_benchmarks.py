@@ -2,6 +2,7 @@
 import gzip
 import json
 import random
+import shutil
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
@@ -95,7 +96,7 @@ def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
     assert [row[0] for row in cells(first)] == ['accuracy on 30 reviews', '---', 'draw 1', 'draw 2', 'mean']
     second = run('quality_classifier', *args)
     assert second.strip() == first[first.index('Language model:'):].strip()
-    for file in (tmp_path / 'work').iterdir(): file.unlink()           # another language model, so other draws too
+    shutil.rmtree(tmp_path / 'work')                                   # another language model, so other draws too
     third = run('quality_classifier', *args, '--draws', 0)
     assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 4
     assert 'Language model:' in third and 'draw 1' not in third

@@ -1,7 +1,7 @@
 "What a training step may not do: wait for the device, copy the embedding's gradient; and its parts beside torch's."
+import subprocess
 import sys
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 from training_helpers import Do, lm_data, lm_learner
 
+from awdtext import core
 from awdtext.core import pages_kept
 from awdtext.models import decoder
 from awdtext.models.language_model import get_language_model
@@ -142,21 +143,39 @@ def test_a_copy_of_an_average_is_independent():
     assert twin.n == 1 and not torch.equal(twin.mean.weight, average.mean.weight)
 
 
+pages = """
+import resource
+from pathlib import Path
+import torch
+from awdtext import core
+from awdtext.core import pages_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)                                                  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+
+before = resident()
+with pages_kept():
+    faults()
+    assert faults() < 1000
+    with pages_kept(): pass
+    faults()
+    assert faults() < 1000                                             # the outer one still holds
+assert faults() > 10_000
+assert resident() - before < 2**25, (before, resident())
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the setting is of glibc')
 def test_pages_are_kept_while_it_lasts_and_given_back_afterwards():
-    import resource
-    def faults():
-        "Pages that 64 MiB ask of the system."
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    def resident(): return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
-    before = resident()
-    with pages_kept():
-        faults()
-        assert faults() < 1000
-        with pytest.raises(ValueError), pages_kept(): raise ValueError
-        faults()
-        assert faults() < 1000
-    assert faults() > 10_000
-    assert resident() - before < 2**25
+    "In a process of its own, whose heap nobody has used."
+    done = subprocess.run([sys.executable, '-c', pages], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_pages_are_given_back_after_an_error():
+    with pytest.raises(ValueError), pages_kept(): raise ValueError
+    assert not core._keepers

@@ -36,7 +36,8 @@ def saved(
     with_opt:bool=True, # Whether with all that is needed to train on
 )->dict:                # A tree of tensors and plain values
     "What a file holds of a learner."
-    tree = {'weights': learn.model.state_dict(), 'record': learn.record, 'thresholds': learn.thresholds}
+    tree = {'weights': learn.model.state_dict(), 'record': learn.record}
+    if learn.thresholds is not None: tree['thresholds'] = learn.thresholds
     if not with_opt: return tree
     tree['callbacks'] = {name: state for name, cb in named(learn.cbs).items() if (state := cb.state_dict())}
     tree['scaler'] = learn.precision.scaler.state_dict()
