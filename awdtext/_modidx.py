@@ -2555,6 +2555,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.ulmfit._once': ('ulmfit.html#_once', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._one_way': ('ulmfit.html#_one_way', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._plain_label': ('ulmfit.html#_plain_label', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._precision': ('ulmfit.html#_precision', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._run': ('ulmfit.html#_run', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._said': ('ulmfit.html#_said', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._say_plan': ('ulmfit.html#_say_plan', 'awdtext/ulmfit.py'),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from .core import Report, say, seed_all
+from .core import Report, default_device, say, seed_all
 from .data.batches import Categorize, is_missing
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
     frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
@@ -32,6 +32,7 @@ from .text_learner import TextLearner, language_model_learner, text_classifier_l
 from .training.checkpoint import read_bundle
 from .training.learner import rehearse
 from .training.monitors import EarlyStopping, KeepBest
+from .training.precision import supported
 from .training.resume import parse_every, plain
 from .training.schedule import ParamScheduler, slanted_triangular
 from .training.tracking import begin_stage, format_hours
@@ -56,7 +57,7 @@ class ULMFiTSettings:
     sample:int = 1500            # Texts that tell how long a text is
     n_steps:int = 5              # Steps that tell how fast the machine is
     clas_bs:int = 16             # Documents in a batch of the classifier
-    steps:tuple = ((-1, 3, 1e-2), (-2, 2, 1e-2), (0, 10, 4e-3)) # First group that learns, passes, highest rate
+    steps:tuple = ((-1, 2, 1e-2), (-2, 2, 1e-2), (0, 8, 4e-3))  # First group that learns, passes, highest rate
     lr_decay:float = 2.6         # A group's rate is the one's above divided by this
     schedule:str = 'one-cycle'   # Of the classifier's rates, in each step: or 'slanted-triangular'
     clas_patience:int = 4        # Passes without improvement after which the last step ends
@@ -330,7 +331,8 @@ def _make_plan(job):
 def _speed(job, dls, config):
     "Seconds of training per multiplication, of this model."
     pace = Pace(job.settings.n_steps)
-    learn = language_model_learner(dls, config=config, drop_mult=job.settings.lm_drop_mult)
+    learn = language_model_learner(dls, config=config, drop_mult=job.settings.lm_drop_mult,
+                                   precision=job.how['precision'])
     rehearse(learn, pace, job.settings.n_steps + 1, 'steps')
     return pace.seconds / pace.tokens / config.macs_per_token(len(dls.vocab))
 
@@ -368,7 +370,7 @@ def _language_model(job, way):
     seed_all(job.how['seed'])
     dls = job.dls if way == 'forward' else other_way(job.dls)
     learn = language_model_learner(dls, config=AWDLSTMConfig.from_any(job.plan['config']), drop_mult=s.lm_drop_mult,
-                                   path=job.out, model_dir='.')
+                                   path=job.out, model_dir='.', precision=job.how['precision'])
     say(f"The {name}:\n{training_report(learn, job.plan['lm_epochs'])}")
     best = KeepBest()
     job.fit(learn.fit, job.plan['lm_epochs'], s.lm_lr, checkpoint=name.replace(' ', '_'),
@@ -410,7 +412,7 @@ def _classifier_learner(job, way):
         val_bs=64, y_block=_label_block(job), seed=job.how['seed'], path=job.out)
     dls.fields = job.how['fields']
     return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
-                                   path=job.out, model_dir='.')
+                                   path=job.out, model_dir='.', precision=job.how['precision'])
 
 
 def _label_block(job):
@@ -474,7 +476,7 @@ def recipe_card(
     rows = [('data', how['counts']), *(('', note) for note in how['notes']), ('labels', how['labels'])]
     rows += [('leaks', f'{n:,} of {of:,} {name} documents are nearly the same as a text trained on')
              for name, (n, of) in content['leaks'].items()]
-    rows += [('model', _size(AWDLSTMConfig.from_any(plan['config'])))]
+    rows += [('model', f"{_size(AWDLSTMConfig.from_any(plan['config']))}; products in {how['how']['precision']}")]
     for way in how['ways']: rows += _way_rows(content, way)
     rows += [(name, _said(content['figures'][name], how['n_' + name])
               + (' (the mean of both directions)' if len(how['ways']) > 1 else ''))
@@ -549,15 +551,16 @@ def ulmfit(
     minutes:float=60.,             # Time that all may take, about; decides sizes and passes that are not given
     config=None,                   # Preset, dict or `AWDLSTMConfig`; None: the largest that has the time
     lm_epochs:int|None=None,       # Passes of the language model at most; None: as there is time
-    drop_mult:float=.5,            # Multiplies the classifier's dropouts
+    drop_mult:float=.1,            # Multiplies the classifier's dropouts
     tok_tfm=None,                  # A `Tokenizer`, or what splits words; None: spaCy's English
     seed:int=42,                   # Of everything random
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
+    precision:str|None=None,       # `'fp32'` or `'bf16'`; None: bfloat16 where the processor has products in it
     every:str='5min',              # How often a checkpoint is written
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
-    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm)
+    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
     _check_fields((labelled, valid, test), how['fields'])
@@ -565,7 +568,7 @@ def ulmfit(
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 
-def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm):
+def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
     if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
@@ -574,14 +577,19 @@ def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tf
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
     config = None if config is None else asdict(AWDLSTMConfig.from_any(config))
     return dict(config=config, lm_epochs=lm_epochs, minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block,
-                every=every, tok_tfm=make_tokenizer(tok_tfm, None))
+                every=every, tok_tfm=make_tokenizer(tok_tfm, None), precision=_precision(precision))
+
+
+def _precision(wanted):
+    has = supported('bf16' if wanted is None else wanted, default_device())      # raises if there is no such
+    return wanted or ('bf16' if has else 'fp32')
 
 
 def _carry_out(job):
     "The learner with its card, which is printed; both are in the folder."
     job.stage('plan', partial(_make_plan, job))
     _say_plan(job)
-    learners = [_one_way(job, way) for way in job.ways]
+    learners = [_one_way(job, way).to_fp32() for way in job.ways]               # as whoever loads it will have it
     learn = learners[0] if len(learners) == 1 else Ensemble(learners)
     job.stage('figures', partial(_figures, learn, job.data))
     card = recipe_card(job.run.content)

@@ -82,17 +82,19 @@ def sample(worker, i):
 
 # Rounds
 
-def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0):
+def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0, seldom=()):
     """`n` undisturbed samples of each worker, in turn, and how many were thrown away.
 
     Who was disturbed `patience` times keeps what it gets from there on. The order is reversed in every other round. The
-    number of the first sample, after `warm` that do not count, is `first`.
+    number of the first sample, after `warm` that do not count, is `first`. Who is in `seldom` is asked in the first and
+    the last round alone.
     """
     kept,thrown = {name: [] for name in workers}, dict.fromkeys(workers, 0)
-    for name in workers:
+    for name in (name for name in workers if name not in seldom):
         for i in range(warm): sample(workers[name], i)
     for i in range(n):
         for name in list(workers)[::1 if i % 2 == 0 else -1]:
+            if name in seldom and 0 < i < n - 1: continue
             while True:
                 time.sleep(.2)  # others' threads fall asleep
                 got = sample(workers[name], first + warm + i)

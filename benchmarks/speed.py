@@ -3,9 +3,9 @@
 Both libraries do the same work on the same text, each in a process of its own that stays alive: a round asks each in
 turn for one sample. What is shown are medians of the rounds. A sample during which other processes took more than a
 tenth of a core (from /proc/stat) is thrown away and repeated. The limit of a row is the time of its matrix products
-alone, each at its own rate (`limits.py`), measured in the same rounds. fastai under CPU autocast stands beside its
-float32; the ratio of each of our columns is to fastai's float32. Figures in bfloat16 and int8 count only beside the
-quality that `quality_bf16.py` shows.
+alone, each at its own rate (`limits.py`), measured in the first and the last of these rounds. fastai under CPU autocast
+stands beside its float32; the ratio of each of our columns is to fastai's float32. Figures in bfloat16 and int8 count
+only beside the quality that `quality_bf16.py` shows.
 
     python benchmarks/speed.py --data DIR --fastai-python PYTHON      # wikitext-2 and imdb; an hour
     python benchmarks/speed.py --data DIR --fastai-python PYTHON --only wt2 ptb --rounds 7
@@ -165,8 +165,6 @@ makers = {**dict.fromkeys(('unfrozen', 'frozen', 'get_preds'), clas_row), 'from_
 
 # Measuring
 
-# Measuring
-
 def columns(args, name):
     "Who takes part in a row: column -> (command, precision)."
     ours = [sys.executable, here / '_speed_awdtext.py']
@@ -235,7 +233,7 @@ def collect(args, name, n, patience, warm=1, first=0):
     "Samples of each column of a row, how many were thrown away, and facts."
     with tempfile.TemporaryDirectory() as folder:
         workers,facts = start_imports(args) if name == 'import' else start(args, name, folder)
-        try: return *rounds(workers, n, args.quiet, patience, warm, first), facts
+        try: return *rounds(workers, n, args.quiet, patience, warm, first, seldom=('limit',)), facts
         except FailedError as e: sys.exit(f'{name}: a worker has failed:\n{e}')
         finally:
             for worker in workers.values(): worker.close()

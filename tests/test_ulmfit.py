@@ -15,6 +15,7 @@ from awdtext.recipes import Results
 from awdtext.text_learner import TextLearner, load_learner
 from awdtext.training.learner import Learner
 from awdtext.training.monitors import KeepBest
+from awdtext.training.precision import supported
 from awdtext.ulmfit import ULMFiTSettings, ulmfit
 
 nouns,good,bad = ('film', 'book', 'play', 'song'), ('good', 'fine', 'great'), ('bad', 'poor', 'dull')
@@ -25,7 +26,7 @@ more = [f'a {noun} is {word} .' for noun in nouns for word in good + bad]
 small = ULMFiTSettings(lm_bs=4, seq_len=8, min_freq=1, clas_bs=8, lm_lr=2e-2,
                        steps=((-1, 1, 5e-2), (-2, 1, 5e-2), (0, 3, 5e-2)))
 quick = dict(config=dict(emb_sz=8, n_hid=12, n_layers=2), lm_epochs=2, tok_tfm=BaseTokenizer(), settings=small,
-             drop_mult=.1)
+             drop_mult=.1, precision='fp32')
 
 
 def probabilities(learn): return learn.get_preds()[0]
@@ -41,7 +42,10 @@ def both(tmp_path_factory):
 # The whole way
 
 def test_one_direction_returns_the_learner(tmp_path):
-    learn = ulmfit(pd.Series(more), pd.DataFrame({'text': reviews, 'label': labels}), tmp_path / 'run', **quick)
+    learn = ulmfit(pd.Series(more), pd.DataFrame({'text': reviews, 'label': labels}), tmp_path / 'run',
+                   **{**quick, 'precision': None})
+    has = 'bf16' if supported('bf16', torch.device('cpu')) else 'fp32'
+    assert f'products in {has}' in learn.card and learn.precision.name == 'fp32'
     assert type(learn) is TextLearner and not learn.dls.backwards
     assert learn.predict(reviews[0])[0] in ('neg', 'pos')
     assert len(learn.validate()) == 2 and {row['stage'] for row in learn.record} == {1, 2, 3}
