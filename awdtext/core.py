@@ -124,7 +124,7 @@ def pages_kept(
     _keepers.append(libc)
     if libc: _keep(libc, n_bytes)
     try: yield
-    finally:                                            # the last one gives back, which in threads need not be the first
+    finally:                                           # the last one gives back, which in threads need not be the first
         libc = _keepers.pop()
         if libc: _give_back(libc)
 
