@@ -124,8 +124,9 @@ def pages_kept(
     _keepers.append(libc)
     if libc: _keep(libc, n_bytes)
     try: yield
-    finally:
-        if _keepers.pop(): _give_back(libc)
+    finally:                                           # the last one gives back, which in threads need not be the first
+        libc = _keepers.pop()
+        if libc: _give_back(libc)
 
 
 def _keep(libc, n_bytes):

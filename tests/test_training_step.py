@@ -179,3 +179,13 @@ def test_pages_are_kept_while_it_lasts_and_given_back_afterwards():
 def test_pages_are_given_back_after_an_error():
     with pytest.raises(ValueError), pages_kept(): raise ValueError
     assert not core._keepers
+
+
+def test_two_who_keep_pages_may_end_in_any_order():
+    first,second = pages_kept(), pages_kept()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert core._keepers
+    second.__exit__(None, None, None)
+    assert not core._keepers
