@@ -24,7 +24,7 @@ from awdtext.text_learner import language_model_learner, text_classifier_learner
 results_file = Path(__file__).parent / 'results' / 'quality_trec.jsonl'
 
 
-def parts(data, test, n_valid=800):
+def parts(data, test, n_valid):
     "Questions that train and questions that judge."
     train = pd.read_csv(data / 'trec/train.csv')
     if test: return train, pd.read_csv(data / 'trec/test.csv')
@@ -73,7 +73,7 @@ def accuracy(args, train, unseen, seed):
 
 def measure(args, run):
     "A seed."
-    train,unseen = parts(args.data, args.test)
+    train,unseen = parts(args.data, args.test, args.n_valid)
     start = process_time()
     ours = accuracy(args, train, unseen, run['seed'])
     spent = process_time() - start
@@ -105,7 +105,8 @@ def parse(argv=None):
     return p.parse_args(argv)
 
 
-settings = {'lm_epochs': 15, 'lm_lr': 5e-3, 'lm_drop_mult': .5, 'epochs': 15, 'lr': 1e-2, 'drop_mult': .5, 'C': 100.}
+settings = {'lm_epochs': 15, 'lm_lr': 5e-3, 'lm_drop_mult': .5, 'epochs': 15, 'lr': 1e-2, 'drop_mult': .5, 'C': 100.,
+            'n_valid': 800}
 
 
 def main(argv=None):

@@ -26,6 +26,11 @@ def data(tmp_path_factory):
         lines = (' '.join(rng.choices(words + ['<unk>'], k=12)) for _ in range(n))
         (path / f'wikitext-2/{part}.txt').write_text('\n'.join(lines) + '\n')
     def review(kind): return ' '.join(rng.choices(words, k=8) + rng.choices(kind, k=4)) + '<br />The end.'
+    (path / 'trec').mkdir()
+    for part, n in (('train', 60), ('test', 16)):
+        lines = (f"{' '.join(rng.choices(words, k=4) + rng.choices(kind, k=3))} ?,{label}"
+                 for _ in range(n) for label, kind in (('NUM', bad), ('HUM', good)))
+        (path / f'trec/{part}.csv').write_text('\n'.join(['text,label', *lines]) + '\n')
     labelled = [f'{review(kind)},{label}' for label, kind in (('neg', bad), ('pos', good)) for _ in range(60)]
     unsup = [review(rng.choice((good, bad))) for _ in range(150)]
     for name, head, lines in (('train', 'text,label', labelled), ('unsup', 'text', unsup)):
@@ -100,6 +105,20 @@ def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
     third = run('quality_classifier', *args, '--draws', 0)
     assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 4
     assert 'Language model:' in third and 'draw 1' not in third
+
+
+def test_questions_are_judged_by_a_part_of_the_training_questions_or_by_the_test(data, tmp_path, run):
+    pytest.importorskip('sklearn')
+    args = ['--data', data, '--seeds', 0, 1, '--sizes', 6, 8, 1, '--lm-epochs', 1, '--epochs', 8, '--n-valid', 30,
+            '--results', tmp_path / 'r.jsonl']
+    for part, more in (('30 validation', []), ('32 test', ['--test'])):
+        found = cells(run('quality_trec', *args, *more))[-5:]
+        assert found[0][0] == f'error in percent, {part} questions'
+        assert [row[0] for row in found[2:]] == ['seed 0', 'seed 1', 'mean']
+        assert float(found[2][2]) < 10                                 # two classes that share no telling word
+    lines = (tmp_path / 'r.jsonl').read_text()
+    assert cells(run('quality_trec', *args))[2][0] == 'seed 0' and (tmp_path / 'r.jsonl').read_text() == lines
+    with pytest.raises(SystemExit, match='no trec/train.csv'): run('quality_trec', '--data', tmp_path)
 
 
 def test_cost_of_the_cache_is_measured_with_data_and_without(data, tmp_path, run):
