@@ -168,7 +168,7 @@ class Loop:
         self._event(begin)
         self.model.train(training)
         with torch.set_grad_enabled(training):
-            for self.iter, batch in self._run.batches(self): self._batch(batch)  # noqa: B020, the loop's variable is ours
+            for self.iter, batch in self._run.batches(self): self._batch(batch)  # noqa: B020, the variable is ours
         self._event(end)
 
     def _batch(self, batch):
