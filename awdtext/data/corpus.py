@@ -49,9 +49,12 @@ class Corpus:
     )->'Corpus':
         "A corpus of the documents `idxs`."
         idxs = torch.as_tensor(idxs, dtype=torch.long)
-        ids,places = self.ids.numpy(), zip(self.offsets[:-1][idxs].tolist(), self.offsets[1:][idxs].tolist())
-        parts = [ids[start:stop] for start, stop in places]            # many small views are cheaper in numpy
-        return Corpus(torch.from_numpy(np.concatenate([ids[:0], *parts])), _offsets(self.lengths[idxs]))
+        lengths,offsets = self.lengths[idxs], _offsets(self.lengths[idxs])
+        n = int(offsets[-1])
+        small = torch.int32 if max(n, self.n_tokens) < 2**31 else torch.int64
+        shifts = (self.offsets[:-1][idxs] - offsets[:-1]).to(small)               # from the new place to the old one
+        places = torch.from_numpy(np.repeat(shifts.numpy(), lengths.numpy())).add_(torch.arange(n, dtype=small))
+        return Corpus(self.ids.index_select(0, places), offsets)
 
     def reversed(self)->'Corpus':
         "The same documents in the same order, each read from its end, for a backward model."

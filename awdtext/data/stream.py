@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import chunked
 from torch import Tensor
 
 from ..core import digest, new_seed, to_device
@@ -78,14 +79,15 @@ def positive_int(
 def batchify(
     ids:Tensor,     # One long text, (n,)
     bs:int,         # Rows
-    drop_rest:bool, # Leave out the rest that fills no column, or fill it up with -100
+    drop_rest:bool, # Leave out the rest that fills no column, or fill it up: x with 0, y with -100
 )->tuple[Tensor, Tensor]: # x and y, both (bs, n_steps), of the dtype of `ids`
     "Cut a text into `bs` rows of inputs and of targets."
     n_targets = len(ids) - 1
     n_steps = n_targets // bs if drop_rest else math.ceil(n_targets / bs)
-    if not drop_rest: ids = F.pad(ids, (0, n_steps * bs - n_targets), value=-100)
-    ids = ids[:n_steps * bs + 1]
-    return ids[:-1].view(bs, n_steps), ids[1:].view(bs, n_steps)
+    n = n_steps * bs
+    x,y = ids[:-1][:n], ids[1:][:n]
+    if not drop_rest: x,y = F.pad(x, (0, n - n_targets)), F.pad(y, (0, n - n_targets), value=-100)
+    return x.view(bs, n_steps), y.view(bs, n_steps)
 
 # %% ../../nbs/data/05_stream.ipynb #f3a0eb59
 def rotate(
@@ -190,13 +192,14 @@ class LMDataLoader:
 # %% ../../nbs/data/05_stream.ipynb #57fdd9a9
 def _windows(rows, lengths, device)->Iterator[tuple[Tensor|MarkedIds, Tensor]]:
     start = 0
-    for length in lengths:
-        x,y,*starts = [r[:, start:start + length] for r in rows]                 # (bs, length)
-        y = y.long()
-        x = x.long().masked_fill_(y == -100, 0)
-        if starts: x = MarkedIds(x, *starts)
-        yield (x, y) if device is None else to_device((x, y), device)
-        start += length
+    for some in chunked(lengths, 64):
+        stop = start + sum(some)
+        x,y,*starts = [r[:, start:stop] for r in rows]                           # (bs, steps of these windows)
+        block = x.long(), y.long(), *starts
+        if device is not None: block = to_device(block, device)
+        for x, y, *starts in zip(*(t.split(some, dim=1) for t in block)):        # (bs, length)
+            yield MarkedIds(x, *starts) if starts else x, y
+        start = stop
 
 # %% ../../nbs/data/05_stream.ipynb #fc788aa4
 def unigram_perplexity(

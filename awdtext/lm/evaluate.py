@@ -77,7 +77,7 @@ def windows(
     xs,ys = batchify(as_ids(ids, len(model.encoder.embedding.weight)), bs, drop_rest=False)   # (bs, n_steps)
     for i in progress(range(0, xs.shape[1], bptt), label=label):
         marks = () if starts is None else (starts[:, i:i + bptt].to(device),)
-        out = model(xs[:, i:i + bptt].clamp(min=0).to(device), state, *marks)
+        out = model(xs[:, i:i + bptt].to(device), state, *marks)
         yield out, ys[:, i:i + bptt].to(device)
         state = _cut(out.state)
 
