@@ -1,4 +1,5 @@
 "What the benchmarks share: text, results that outlive a stop, tables, and the name of the machine."
+import argparse
 import json
 import os
 import platform
@@ -49,6 +50,14 @@ def write_result(file, result):
     "Add one line, in one write, so that two runs can share the file."
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open('a', encoding='utf-8') as f: f.write(json.dumps(result) + '\n')
+
+
+def shard(text):
+    "'1/2' as (1, 2)."
+    try: i,n = map(int, text.split('/'))
+    except ValueError: i,n = 0,0
+    if not 1 <= i <= n: raise argparse.ArgumentTypeError(f"{text!r}: use 1/2 for the first half of the work.")
+    return i, n
 
 
 def spread(values, digits=1, sign=''):

@@ -29,6 +29,7 @@ from _common import earlier, machine, needed, read_results, table, write_result
 
 from awdtext.core import seed_all
 from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.data.tokenizer import SubwordTokenizer, Tokenizer
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
 from awdtext.training.checkpoint import read_bundle
@@ -61,8 +62,9 @@ class Speed(Callback):
 
 def lm_learner(args, texts, valid, seed, cbs=None):
     "Loaders and learner of the language model."
+    tok_tfm = SubwordTokenizer(vocab_sz=args.max_vocab) if args.tokens == 'subwords' else None
     dls = TextDataLoaders.from_texts(texts, valid=valid, is_lm=True, bs=args.bs, max_vocab=args.max_vocab, seed=seed,
-                                     n_workers=1, device='cpu')
+                                     tok_tfm=tok_tfm, n_workers=1, device='cpu')
     config = dict(zip(('emb_sz', 'n_hid', 'n_layers'), args.sizes))
     return language_model_learner(dls, config=config, drop_mult=.1, precision=args.precision, path=args.work, cbs=cbs)
 
@@ -113,8 +115,11 @@ def train_lm(args, run, encoder):
     if learn.interrupted: raise KeyboardInterrupt
     spent = clock.state_dict()['seconds']
     learn.save_encoder(encoder.resolve())
+    score = learn.evaluate()
+    bits = score.loss * score.n_tokens / math.log(2) / sum(map(len, valid))      # the unknown words are cheap in it
     return {**run, **plan, 'tokens': learn.dls.train.corpus.n_tokens, 'tokenizer_minutes': (words_read - began) / 60,
-            'cpu_minutes': spent / 60, 'perplexity': learn.evaluate().perplexity, 'machine': machine()}
+            'cpu_minutes': spent / 60, 'perplexity': score.perplexity, 'bits_per_character': bits,
+            'unknown': learn.dls.unk_rate, 'machine': machine()}
 
 
 def reviews(data):
@@ -142,10 +147,11 @@ def tfidf_accuracy(train, valid):
 def classifier_accuracy(train, valid, encoder, draw, steps=recipe, precision='fp32'):
     "Gradual unfreezing; the held-out reviews are looked at once, at the end."
     seed_all(draw)
-    vocab = read_bundle(encoder, 'encoder')['vocab']
+    bundle = read_bundle(encoder, 'encoder')
     dls = TextDataLoaders.from_texts(train['text'].tolist(), train['label'].tolist(), valid=valid['text'].tolist(),
-                                     valid_labels=valid['label'].tolist(), text_vocab=vocab, bs=16, val_bs=64,
-                                     seed=draw, n_workers=1, device='cpu')
+                                     valid_labels=valid['label'].tolist(), text_vocab=bundle['vocab'], bs=16, val_bs=64,
+                                     tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seed=draw, n_workers=1,
+                                     device='cpu')
     unseen,dls.valid = dls.valid, None
     learn = text_classifier_learner(dls, pretrained=encoder.resolve(), drop_mult=.1, precision=precision)
     for group, n_epoch, lr in steps:
@@ -204,6 +210,7 @@ def parse(argv=None):
     p.add_argument('--lr', type=float, default=5e-3, help=argparse.SUPPRESS)
     p.add_argument('--sizes', nargs=3, type=int, default=[200, 600, 2], help=argparse.SUPPRESS)
     p.add_argument('--precision', default='bf16', help="'fp32' or 'bf16'")
+    p.add_argument('--tokens', default='words', help=argparse.SUPPRESS)  # or 'subwords', for presets.py
     return p.parse_args(argv)
 
 

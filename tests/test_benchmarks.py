@@ -107,6 +107,25 @@ def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
     assert 'Language model:' in third and 'draw 1' not in third
 
 
+def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_path, run, load, monkeypatch):
+    p,judged = load('presets'), []
+    monkeypatch.setattr(p, 'cells', {'words': ([6, 8, 2], 100, 'words'), 'pieces': ([6, 8, 2], 300, 'subwords')})
+    accuracy = p.q.classifier_accuracy
+    def spy(train, valid, *args, **kwargs):
+        judged.append((set(train.index), set(valid.index)))
+        return accuracy(train, valid, *args, **kwargs)
+    monkeypatch.setattr(p.q, 'classifier_accuracy', spy)
+    more = json.dumps(['--bs', '4', '--sample', '130', '--steps', '1'])
+    args = ['--data', data, '--minutes', .004, '--draws', 2, '--labels', 30, '--unseen', 20, '--more', more,
+            '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
+    assert [row[0] for row in cells(run('presets', *args, '--shard', '2/2'))][-1:] == ['pieces']
+    rows = cells(run('presets', *args))
+    assert [row[0] for row in rows[-2:]] == ['words', 'pieces'] and float(rows[-1][4]) == 0       # no piece is unknown
+    assert cells(run('presets', *args)) == rows[-4:] and len(judged) == 4
+    quality = set(p.q.labelled(data, 0, 30, 20)[1].index)                          # what quality_classifier.py looks at
+    for train,valid in judged: assert len(valid) == 20 and not quality & (valid | train) and not train & valid
+
+
 def test_questions_are_judged_by_a_part_of_the_training_questions_or_by_the_test(data, tmp_path, run):
     pytest.importorskip('sklearn')
     args = ['--data', data, '--seeds', 0, 1, '--sizes', 6, 8, 1, '--lm-epochs', 1, '--epochs', 8, '--n-valid', 30,
