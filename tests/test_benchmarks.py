@@ -126,6 +126,15 @@ def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_p
     for train,valid in judged: assert len(valid) == 20 and not quality & (valid | train) and not train & valid
 
 
+def test_ulmfit_prints_its_card_and_what_it_needed(data, tmp_path, run):
+    out = run('ulmfit_imdb', '--data', data, '--minutes', .02, '--n-labelled', 40, '--n-texts', 60, '--n-unseen', 20,
+              '--work', tmp_path / 'run', '--results', tmp_path / 'r.jsonl')
+    done = json.loads((tmp_path / 'r.jsonl').read_text())
+    head,_,row = cells(out)[-3:]
+    assert 'Recipe card' in out and head[2] == 'accuracy on 20 reviews'
+    assert (row[2], row[3]) == (f"{done['accuracy']:.3f}", f"{done['memory']:.1f}") and done['memory'] > .1
+
+
 def test_questions_are_judged_by_a_part_of_the_training_questions_or_by_the_test(data, tmp_path, run):
     pytest.importorskip('sklearn')
     args = ['--data', data, '--seeds', 0, 1, '--sizes', 6, 8, 1, '--lm-epochs', 1, '--epochs', 8, '--n-valid', 30,
