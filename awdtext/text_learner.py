@@ -599,6 +599,10 @@ class LMLearner(LMReader, LMWriter, TextLearner):
         "Tokens that count."
         return self.y.numel() if getattr(self.dl, 'drop_rest', False) else (self.y >= 0).sum()
 
+    def target_weight(self):
+        "Their number: each counts the same."
+        return self.n_targets()
+
     def predictions(self):
         "Logits and targets, some hundred tokens at a time."
         known = self.y >= 0
