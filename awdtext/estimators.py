@@ -185,7 +185,8 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         with _apart(self) as seed:
             dls = _dls(self, texts, targets, seed)
             learn = text_classifier_learner(dls, seq_len=self.seq_len, config=self.config, drop_mult=self.drop_mult,
-                                            pretrained=self.encoder or False, max_len=self.max_len, class_weights=weights)
+                                            pretrained=self.encoder or False, max_len=self.max_len,
+                                            class_weights=weights)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
         self.classes_,self.fields_ = classes,fields

@@ -531,8 +531,8 @@ def _listed(numbers):
     "Names with the highest numbers, in a line."
     names = sorted(numbers, key=numbers.get, reverse=True)
     more = f' and {len(names) - 12} more' if len(names) > 12 else ''
-    shown = [f"{name} {n:,}" if isinstance(n := numbers[name], int) else f"{name} {n:.4g}" for name in names[:12]]
-    return ", ".join(shown) + more
+    shown = [f'{k} {n:,}' if isinstance(n := numbers[k], int) else f'{k} {n:.4g}' for k in names[:12]]
+    return ', '.join(shown) + more
 
 
 def _described(tokenizer):
