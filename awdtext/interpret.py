@@ -123,10 +123,7 @@ def document_text(
     tokens = dls.vocab.decode(corpus[i])
     return ' '.join(tokens[::-1] if dls.backwards else tokens)
 
-# %% ../nbs/52_interpret.ipynb #6630b7a6
-def _parts(learn): return getattr(learn, 'parts', [learn])
-
-
+# %% ../nbs/52_interpret.ipynb #677fc7fe
 def _how_many(k, n, least=1):
     "`k` of `n` at most; all for None."
     if k is None: return n
@@ -135,6 +132,18 @@ def _how_many(k, n, least=1):
 
 
 def _some(names): return ', '.join(map(repr, names[:12])) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
+
+
+def _named(class_id, names):
+    "The name of a category, None for None."
+    if class_id is None: return None
+    is_index = hasattr(class_id, '__index__') and not isinstance(class_id, bool)
+    if is_index and 0 <= index(class_id) < len(names): return names[index(class_id)]
+    raise ValueError(f"class_id={class_id!r}: use None for the predicted category, or its index, 0 to "
+                     f"{len(names) - 1}, in {_some(names)}; attribute(learn, text, category) takes its name.")
+
+# %% ../nbs/52_interpret.ipynb #a51afc28
+def _parts(learn): return getattr(learn, 'parts', [learn])
 
 
 class ClassificationInterpretation:
@@ -228,15 +237,7 @@ class ClassificationInterpretation:
         class_id:int|None=None,   # Index of the category that is asked about; the predicted one if None
     )->ScoredTokens:
         "Which words decide, by `attribute`; the name is that of fastai's first version, which multiplied gradients."
-        return attribute(self.learn, text, class_id if self.vocab is None else self._name(class_id))
-
-    def _name(self, class_id):
-        "The name of a category, None for None."
-        if class_id is None: return None
-        names,is_index = self.vocab, hasattr(class_id, '__index__') and not isinstance(class_id, bool)
-        if is_index and 0 <= index(class_id) < len(names): return names[index(class_id)]
-        raise ValueError(f"class_id={class_id!r}: use None for the predicted category, or its index, 0 to "
-                         f"{len(names) - 1}, in {_some(names)}; attribute(learn, text, category) takes its name.")
+        return attribute(self.learn, text, class_id if self.vocab is None else _named(class_id, self.vocab))
 
     def _truth(self):
         if isinstance(self.labeler, Categorize): return F.one_hot(self.targets, self.labeler.n_out).bool()

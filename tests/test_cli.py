@@ -328,7 +328,7 @@ def test_several_text_columns(command, tmp_path, shell):
     model = tmp_path / 'out/classifier'
     learn = load_learner(model)
     parts = getattr(learn, 'parts', [learn])
-    assert len(parts) == (2 if command == 'ulmfit' else 1) and all(part.dls.fields == ['title', 'body'] for part in parts)
+    assert [part.dls.fields for part in parts] == [['title', 'body']] * (2 if command == 'ulmfit' else 1)
     expected = [said_of(learn, {'title': t, 'body': b}, t, b) for t, b in zip(new['title'], new['body'])]
     for options in (['new.csv'], ['renamed.csv', '--text-col', 'headline,content']):
         status,out,err = shell('predict', model, '--data', tmp_path / options[0], *options[1:])
@@ -345,17 +345,19 @@ def test_tables_that_cannot_be_predicted(made, tmp_path, shell):
     dls = TextDataLoaders.from_df(fielded, text_col=['title', 'body'], label_col='label', bs=4, tok_tfm=BaseTokenizer())
     text_classifier_learner(dls, config=size, path=tmp_path).export('two')
     write(tmp_path, a=fielded, none=fielded[:0], gap=fielded.assign(title=[None, *fielded['title'][1:]]))
-    two,one = tmp_path / 'two', made / 'clas/classifier'
+    two,one,a = tmp_path / 'two', made / 'clas/classifier', tmp_path / 'a.csv'
     for argv, message in {
             (two, texts[0]): r"reads the columns 'title', 'body': give it a CSV that has them, with --data",
             (two, '--data', made / 'labelled.csv'): "no column 'title'; it has 'text', 'label'",
-            (two, '--data', tmp_path / 'a.csv', '--text-col', 'title,body,label'): "names 3 columns: this model reads 'title'",
-            (two, '--data', tmp_path / 'a.csv', '--text-col', 'body'): 'Give a dict or a row',
+            (two, '--data', a, '--text-col', 'title,body,label'): "names 3 columns: this model reads 'title'",
+            (two, '--data', a, '--text-col', 'body'): 'Give a dict or a row',
             (two, '--data', tmp_path / 'gap.csv'): 'the text of row 0 is missing',
-            (two, '--data', tmp_path / 'none.csv'): 'has no rows', (two, '--data', 'nothing.csv'): 'no file nothing.csv',
-            (one, '--data', tmp_path / 'a.csv', '--text-col', 'title,body'): 'names 2 columns: this model reads one',
-            (one, 'a text', '--data', tmp_path / 'a.csv'): 'and not both', (one, '--text-col', 'a'): 'name one with --data',
-            (made / 'lm/language_model', '--data', tmp_path / 'a.csv'): '--data is for classifiers'}.items():
+            (two, '--data', tmp_path / 'none.csv'): 'has no rows',
+            (two, '--data', 'nothing.csv'): 'no file nothing.csv',
+            (one, '--data', a, '--text-col', 'title,body'): 'names 2 columns: this model reads one',
+            (one, 'a text', '--data', a): 'and not both',
+            (one, '--text-col', 'a'): 'name one with --data',
+            (made / 'lm/language_model', '--data', a): '--data is for classifiers'}.items():
         refused(shell('predict', *argv), message)
 
 
@@ -372,7 +374,7 @@ def test_class_weights(command, kinds, tmp_path, shell):
     assert shell(command, *own, '--out', tmp_path / 'b', '--class-weights', 'balanced')[0] == 0
     balanced = load_learner(tmp_path / 'b/classifier').loss_func.settings['weight']
     assert balanced[0] > 1 > balanced[1] > 0
-    for bad, message in {'equal': 'use balanced, or a weight for each label', 'pet': 'use balanced', '3': 'use balanced',
+    for bad, message in {'equal': 'use balanced, or a weight for each', 'pet': 'use balanced', '3': 'use balanced',
                          f'{kinds[0]}=1,{kinds[0]}=2': 'use balanced', f'{kinds[0]}=1': f'lack {kinds[1]!r}',
                          f'{kinds[0]}=1,{kinds[1]}=0': 'above 0', 'x=1': "name 'x'"}.items():
         refused(shell(command, *own, '--out', tmp_path / 'c', '--class-weights', bad), message, tmp_path / 'c')

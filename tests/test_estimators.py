@@ -165,15 +165,14 @@ few = list(range(0, 72, 2)) + [i for i in range(72) if labels[i] == 'red' and i 
 rare_texts,rare = [texts[i] for i in few], np.array([labels[i] for i in few])
 
 
-@pytest.mark.parametrize('class_weight', [None, 'balanced', {'blue': 3., 'red': .5}, {'blue': 3.}, {'blue': 3., 'grey': 9.,
-                                          'red': 1.}], ids=str)
+@pytest.mark.parametrize('class_weight', [None, 'balanced', {'blue': 3., 'red': .5}, {'blue': 3.},
+                                          {'blue': 3., 'grey': 9., 'red': 1.}], ids=str)
 def test_class_weights_are_scikit_learns(class_weight):
     clf = AWDTextClassifier(n_epoch=1, class_weight=class_weight, **tiny).fit(rare_texts, rare)
-    theirs = LogisticRegression(class_weight=class_weight)                  # knows the same values
-    theirs.fit(np.zeros((len(rare), 1)), rare)
+    LogisticRegression(class_weight=class_weight).fit(np.zeros((len(rare), 1)), rare)    # takes the same values
     weights = compute_class_weight(class_weight, classes=np.array(['blue', 'red']), y=rare)
     found = clf.learner_.loss_func.settings.get('weight') or [1., 1.]
-    assert found == pytest.approx(weights.tolist()) and clf.predict(rare_texts).shape == theirs.predict([[0.]] * len(rare)).shape
+    assert found == pytest.approx(weights.tolist())
     assert pickle.loads(pickle.dumps(clf)).learner_.loss_func.settings == clf.learner_.loss_func.settings
     assert clone(clf).class_weight == class_weight
 

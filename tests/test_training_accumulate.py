@@ -69,7 +69,8 @@ some = classes.masked_fill(torch.rand(61, generator=torch.Generator().manual_see
 some[16:24] = -100                                                          # the third batch has no target at all
 losses = {
     'class weights': (cross_entropy_loss(weight), classes, lambda out, y: F.cross_entropy(out, y, weight)),
-    'smoothed': (cross_entropy_loss(weight, .1), some, lambda out, y: F.cross_entropy(out, y, weight, label_smoothing=.1)),
+    'smoothed': (cross_entropy_loss(weight, .1), some,
+                 lambda out, y: F.cross_entropy(out, y, weight, label_smoothing=.1)),
     'ignored': (cross_entropy_loss(), some, F.cross_entropy),
     'none in the last batch': (cross_entropy_loss(weight), some[:24], lambda out, y: F.cross_entropy(out, y, weight)),
     'several labels': (binary_cross_entropy_loss(weight), F.one_hot(classes).double(),

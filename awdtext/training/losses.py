@@ -109,7 +109,7 @@ def _cross_entropy(weight, label_smoothing, output, target, reduction):
 
 
 def _sum_weights(weight, target):
-    "What the mean divides by: weights of the targets, or their number. Those of -100, torch's `ignore_index`, have none."
+    "What the mean divides by: weights of the targets, or their number, without -100, which is torch's `ignore_index`."
     if target.is_floating_point(): return torch.tensor(len(target))                  # each is a law over the classes
     known = target != -100
     if weight is None: return known.sum()
