@@ -228,9 +228,10 @@ def train_classifier(
     bs:int=32,               # Documents in a batch
     drop_mult:float=.5,      # Multiplies all dropouts
     valid_pct:float=.2,      # Share of the documents for validation
-    text_col:str='text',     # Column of the texts in a CSV
+    text_col:str='text',     # Column of the texts in a CSV, or several with commas between: title,body
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
+    class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
     tokens:str='words',      # What is read where there is no encoder: words, subwords or chars
     lang:str='en',           # Language whose words are told apart where there is no encoder
     seed:int=42,             # Of everything random
@@ -242,10 +243,11 @@ def train_classifier(
     from awdtext.text_learner import text_classifier_learner
     out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
     seed_all(seed)
-    dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct, seed=seed, bs=bs,
+    dls = _labelled_data(data, text_col.split(','), label_col, label_delim, valid_pct, seed=seed, bs=bs,
                          **_reading(encoder, tokens, lang))
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
+                                    class_weights=_class_weights(class_weights, dls.categories),
                                     config=None if encoder else config, path=out, model_dir='.')
     if encoder: _fit(learn, 'classifier', 1, 2 * lr)
     if not learn.interrupted: _fit(learn.unfreeze(), 'classifier', epochs, slice(lr / 10, lr) if encoder else lr)
@@ -273,6 +275,18 @@ def _labelled_data(data, text_col, label_col, label_delim, valid_pct, **rest):
     if not path.is_dir(): return TextDataLoaders.from_csv(path.parent, path.name, **columns, **rest)
     return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), **rest)
 
+# %% ../nbs/58_cli.ipynb #9b266455
+def _class_weights(text, labels):
+    "Weights as the learner takes them."
+    from awdtext.data.dataloaders import label_text
+    if text in (None, 'balanced'): return text
+    named,pairs = {label_text(label): label for label in labels}, [part.rpartition('=') for part in text.split(',')]
+    try: weights = {named.get(name.strip(), name.strip()): float(weight) for name, _, weight in pairs}
+    except ValueError: weights = {}
+    if len(weights) == len(pairs) and all(name for name, *_ in pairs): return weights
+    raise ValueError(f"--class-weights {text}: use balanced, or a weight for each label, with commas between: "
+                     f"{','.join(f'{name}=1' for name in named)}.")
+
 # %% ../nbs/58_cli.ipynb #fb251558
 def ulmfit(
     labelled:str=None,       # CSV with texts and labels; rows without a label are for the language model only
@@ -284,9 +298,10 @@ def ulmfit(
     config:str=None,         # Size of the model: small, base or paper; the largest that has the time if not given
     lm_epochs:int=None,      # Passes of the language model at most; as there is time if not given
     valid_pct:float=.2,      # Share of the labelled documents for validation
-    text_col:str='text',     # Column of the texts in a CSV
+    text_col:str='text',     # Column of the texts in a CSV, or several with commas between: title,body
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
+    class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
     tokens:str='words',      # What is read: words, subwords or chars
     lang:str='en',           # Language whose words are told apart, as spaCy names it
     seed:int=42,             # Of everything random
@@ -296,18 +311,19 @@ def ulmfit(
     ways = {'forward': False, 'backward': True, 'both': 'both'}
     if direction not in ways: raise ValueError(f"--direction {direction}: use one of {', '.join(ways)}.")
     if labelled is None: raise ValueError("Name the CSV of the labelled texts with --labelled.")
-    tokenizer,columns = _tokenizer(tokens, lang), [text_col, label_col]
-    labelled,test = (path and _csv(_file(path), columns, [text_col]) for path in (labelled, test))
-    train(_plain_texts(texts, text_col), labelled, _place(out), text_col=text_col, label_col=label_col,
+    tokenizer,columns = _tokenizer(tokens, lang), text_col.split(',')
+    labelled,test = (path and _csv(_file(path), [*columns, label_col], columns) for path in (labelled, test))
+    weights = _class_weights(class_weights, [] if label_delim else labelled[label_col].dropna().unique().tolist())
+    train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
           label_delim=label_delim, backwards=ways[direction], valid_pct=valid_pct, test=test, minutes=minutes,
-          config=config, lm_epochs=lm_epochs, tok_tfm=tokenizer, seed=seed)
+          config=config, lm_epochs=lm_epochs, class_weights=weights, tok_tfm=tokenizer, seed=seed)
 
 
-def _plain_texts(path, text_col):
-    "The texts of a CSV's column, or the lines of a text file."
+def _plain_texts(path, columns):
+    "The columns of a CSV, or the lines of a text file."
     from awdtext.data.dataloaders import read_text
     if path is None: return None
-    if _is_csv(_file(path)): return _csv(Path(path), [text_col], [text_col])[text_col].tolist()
+    if _is_csv(_file(path)): return _csv(Path(path), columns, columns)
     return [line for line in read_text(path).splitlines() if line.strip()]
 
 # %% ../nbs/58_cli.ipynb #d2a628c8
@@ -325,10 +341,29 @@ def _csv(path, columns, as_text):
     return df
 
 
+def _fields(learn): return getattr(learn, 'parts', [learn])[0].dls.fields
+
+
+def _text_columns(learn, text_col):
+    "Those given, else those of training."
+    fields = _fields(learn) or ['text']
+    columns = fields if text_col is None else text_col.split(',')
+    if len(columns) in (1, len(fields)): return columns
+    raise ValueError(f"--text-col {text_col} names {len(columns)} columns: this model reads "
+                     f"{', '.join(map(repr, fields)) if len(fields) > 1 else 'one'}.")
+
+
+def _documents(df, columns):
+    "Rows of a frame as a learner takes them: texts, or tuples of texts."
+    return df[columns[0]].tolist() if len(columns) == 1 else list(zip(*(df[name] for name in columns)))
+
+
 def _lm_texts(learn, data, text_col):
-    "The documents of a text file or of a CSV's column; where they are tokenised already, all as one."
+    "The documents of a text file or of a CSV's columns; where they are tokenised already, all as one."
     path,tok = _file(data),learn.dls.tokenizer
-    if _is_csv(path): return _csv(path, [text_col], [text_col])[text_col].tolist()
+    if _is_csv(path):
+        columns = _text_columns(learn, text_col)
+        return _documents(_csv(path, columns, columns), columns)
     try: lines = path.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from e
     if tok and tok.rules: return [line for line in lines if line.strip()]
@@ -337,18 +372,17 @@ def _lm_texts(learn, data, text_col):
 
 
 def _labelled_dl(learn, data, text_col, label_col, label_delim):
-    labeler = learn.dls.labeler
+    labeler,columns = learn.dls.labeler, _text_columns(learn, text_col)
     are_names = labeler.categories is not None and all(isinstance(c, str) for c in labeler.categories)
-    as_text = [text_col, label_col] if are_names else [text_col]
-    df = _csv(_file(data), [text_col, label_col], as_text)
+    df = _csv(_file(data), [*columns, label_col], [*columns, label_col] if are_names else columns)
     labels = df[label_col] if label_delim is None else df[label_col].str.split(label_delim, regex=False)
-    return learn.dls.test_dl(df[text_col].tolist(), labels.tolist())
+    return learn.dls.test_dl(_documents(df, columns), labels.tolist())
 
 # %% ../nbs/58_cli.ipynb #dc258e6b
 def evaluate(
     model:str,             # language_model.safetensors or classifier.safetensors
     data:str,              # For a language model a text file or a CSV, for a classifier a CSV
-    text_col:str='text',   # Column of the texts in a CSV
+    text_col:str=None,     # Column of the texts in a CSV, or several with commas between; as in training if not given
     label_col:str='label', # Column of the labels in a CSV
     label_delim:str=None,  # What separates several labels of a document
 ):
@@ -369,16 +403,43 @@ def evaluate(
 
 def predict(
     model:str,   # classifier.safetensors, or language_model.safetensors for the next words
-    *texts:str,  # The texts; lines of standard input if none is given
+    *texts:str,  # The texts; lines of standard input if none is given, and no DATA
+    data:str=None, # For a classifier: a CSV, whose rows are the texts
+    text_col:str=None, # Its column of the texts, or several with commas between; as in training if not given
 ):
     "Say for each text its label and the probability of that, or how a language model continues it."
     from awdtext.core import say
     from awdtext.text_learner import LMLearner, load_learner
+    if texts and data: raise ValueError("Give texts, or a CSV with --data, and not both.")
+    if text_col and not data: raise ValueError("--text-col is of a CSV: name one with --data.")
     learn = load_learner(model)
     if learn.kind == 'language_model': _check_writer(learn, model, 'predict')
+    if data: return _predict_table(learn, _file(data), text_col)
     for text in texts or (line.rstrip('\n') for line in sys.stdin):
         if isinstance(learn, LMLearner): say(learn.predict(text, 20, temperature=0))
-        else: say('\t'.join([*_answer(*learn.predict(text)), ' '.join(text.split())]))
+        else: _show_answer(learn.predict(_check_marked(text, _fields(learn))), [text])
+
+
+def _predict_table(learn, path, text_col):
+    if learn.kind == 'language_model': raise ValueError("--data is for classifiers: give a language model texts.")
+    columns = _text_columns(learn, text_col)
+    documents = _documents(_csv(path, columns, columns), columns)
+    if not documents: raise ValueError(f"{path} has no rows.")
+    for document, probs in zip(documents, learn.get_preds(dl=learn.dls.test_dl(documents))[0]):
+        _show_answer(learn.decode(probs), [document] if len(columns) == 1 else document)
+
+
+def _check_marked(text, fields):
+    "A text for a classifier of several columns has their marks, or is refused."
+    from awdtext.data.tokenizer import FLD
+    if fields is None or len(fields) == 1 or text.startswith(f'{FLD} 1 '): return text
+    raise ValueError(f"This classifier reads the columns {', '.join(map(repr, fields))}: give it a CSV that has them, "
+                     "with --data.")
+
+
+def _show_answer(answer, texts):
+    from awdtext.core import say
+    say('\t'.join([*_answer(*answer), *(' '.join(text.split()) for text in texts)]))
 
 
 def _answer(label, idx, probs):

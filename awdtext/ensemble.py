@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.tokenizer import BOS
-from .data.imbalance import TunedThresholds, tune_thresholds
+from .data.imbalance import TunedThresholds, tune_learner
 from .lm.evaluate import LMScore
 from .lm.score import TextScore
 from .training.checkpoint import write_bundle
@@ -176,12 +176,7 @@ class Ensemble(Parts):
         dl:Sequence|None=None, # Or a loader for each part
     )->TunedThresholds:        # Prints as a table
         "For each of several labels find the mean probability above which it is predicted from now on."
-        if not isinstance(self.dls.labeler, MultiCategorize):
-            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, or a "
-                             "number.")
-        tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
-        self.thresholds = tuned.thresholds
-        return tuned
+        return tune_learner(self, metric, ds_idx, dl)
 
     def class_report(self,
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test

@@ -26,6 +26,7 @@ from .training.progress import ProgressCallback
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     from sklearn.utils import check_random_state
+    from sklearn.utils.class_weight import compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 except ImportError as e:
@@ -70,6 +71,16 @@ def _labels(texts, y):
     if len(classes) < 2:
         raise ValueError(f"all labels are of one class, {classes[0]!r}: a classifier needs two at least.")
     return classes, targets.tolist()
+
+
+def _weights(class_weight, classes, targets):
+    "A weight for each of `classes`, by the rules of scikit-learn; None if there are none."
+    if class_weight is None: return None
+    if not isinstance(class_weight, dict) and class_weight != 'balanced':
+        raise ValueError(f"class_weight={class_weight!r}: use 'balanced', a dict of label -> weight, or None.")
+    weights = compute_class_weight(class_weight, classes=classes, y=classes[targets])
+    if (weights > 0).all() and np.isfinite(weights).all(): return weights
+    raise ValueError(f"class_weight={class_weight!r}: each weight must be above 0 and finite.")
 
 # %% ../nbs/55_estimators.ipynb #6eea0255
 @contextmanager
@@ -154,10 +165,12 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         device=None,          # Where it is trained; a GPU if there is one
         verbose=False,        # Show the table of training
         random_state=None,    # Seed, numpy `RandomState`, or None
+        class_weight=None,    # Of the loss: 'balanced', or a dict of label -> weight
     ):
         self.encoder,self.config,self.n_epoch,self.lr,self.drop_mult = encoder,config,n_epoch,lr,drop_mult
         self.bs,self.seq_len,self.max_len,self.min_freq,self.max_vocab = bs,seq_len,max_len,min_freq,max_vocab
         self.tok_tfm,self.device,self.verbose,self.random_state = tok_tfm,device,verbose,random_state
+        self.class_weight = class_weight
 
     def fit(self,
         X,        # Texts, or a frame of text columns
@@ -168,10 +181,12 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         texts = _texts(X, fields)
         if len(texts) == 1: raise ValueError("n_samples=1: a classifier cannot be trained on one text.")
         classes,targets = _labels(texts, y)
+        weights = _weights(self.class_weight, classes, targets)
         with _apart(self) as seed:
             dls = _dls(self, texts, targets, seed)
             learn = text_classifier_learner(dls, seq_len=self.seq_len, config=self.config, drop_mult=self.drop_mult,
-                                            pretrained=self.encoder or False, max_len=self.max_len)
+                                            pretrained=self.encoder or False, max_len=self.max_len,
+                                            class_weights=weights)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
         self.classes_,self.fields_ = classes,fields

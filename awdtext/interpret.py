@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from html import escape
+from operator import index
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from .data.dataloaders import TextDataLoaders, numericalize_texts, label_text
 from .data.stream import positive_int
 from .data.tokenizer import BOS
 from .duplicates import near_duplicates
-from .ensemble import Ensemble, LMEnsemble
+from .ensemble import Ensemble, EnsembleData, LMEnsemble
 from .lm.evaluate import evaluating, windows
 from .lm.score import in_batches, surprisals
 from .text_learner import LMLearner, TextLearner
@@ -122,7 +123,26 @@ def document_text(
     tokens = dls.vocab.decode(corpus[i])
     return ' '.join(tokens[::-1] if dls.backwards else tokens)
 
-# %% ../nbs/52_interpret.ipynb #6630b7a6
+# %% ../nbs/52_interpret.ipynb #677fc7fe
+def _how_many(k, n, least=1):
+    "`k` of `n` at most; all for None."
+    if k is None: return n
+    if hasattr(k, '__index__') and not isinstance(k, bool) and index(k) >= least: return min(index(k), n)
+    raise ValueError(f"k={k!r}: use a whole number, {least} or more, or None for all.")
+
+
+def _some(names): return ', '.join(map(repr, names[:12])) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
+
+
+def _named(class_id, names):
+    "The name of a category, None for None."
+    if class_id is None: return None
+    is_index = hasattr(class_id, '__index__') and not isinstance(class_id, bool)
+    if is_index and 0 <= index(class_id) < len(names): return names[index(class_id)]
+    raise ValueError(f"class_id={class_id!r}: use None for the predicted category, or its index, 0 to "
+                     f"{len(names) - 1}, in {_some(names)}; attribute(learn, text, category) takes its name.")
+
+# %% ../nbs/52_interpret.ipynb #a51afc28
 def _parts(learn): return getattr(learn, 'parts', [learn])
 
 
@@ -195,17 +215,17 @@ class ClassificationInterpretation:
         largest:bool=True,  # The largest, or the smallest
     )->tuple[Tensor, Tensor]: # Losses, and numbers of the documents in the data
         "The documents that the classifier finds hardest: its errors, or those of the labels."
-        return self.losses.topk(len(self.losses) if k is None else min(k, len(self.losses)), largest=largest)
+        return self.losses.topk(_how_many(k, len(self.losses)), largest=largest)
 
     def plot_top_losses(self,
-        k:int=9,           # How many
+        k:int|None=9,      # How many; all if None
         largest:bool=True, # The largest, or the smallest
     )->None:
         "Show the documents of `top_losses`: a table in a notebook, text elsewhere."
         show(self.top_table(k, largest))
 
     def top_table(self,
-        k:int=9,           # How many
+        k:int|None=9,      # How many; all if None
         largest:bool=True, # The largest, or the smallest
     )->Table:              # Columns `text, target, predicted, probability, loss, number`
         "What `plot_top_losses` shows."
@@ -217,7 +237,7 @@ class ClassificationInterpretation:
         class_id:int|None=None,   # Index of the category that is asked about; the predicted one if None
     )->ScoredTokens:
         "Which words decide, by `attribute`; the name is that of fastai's first version, which multiplied gradients."
-        return attribute(self.learn, text, class_id if None in (class_id, self.vocab) else self.vocab[class_id])
+        return attribute(self.learn, text, class_id if self.vocab is None else _named(class_id, self.vocab))
 
     def _truth(self):
         if isinstance(self.labeler, Categorize): return F.one_hot(self.targets, self.labeler.n_out).bool()
@@ -336,10 +356,11 @@ def _category(learn, category, out):
     "Index and name of what is asked about."
     names = learn.dls.labeler.categories
     if names is None and (category or 0) not in range(out.shape[-1]):
-        raise ValueError(f"category={category!r}: this regression gives {out.shape[-1]} number(s), counted from 0.")
+        raise ValueError(f"category={category!r}: this regression gives {out.shape[-1]} number(s), counted from 0; "
+                         "None takes the first.")
     if names is None: return category or 0, 'the number'
     i = int(out.argmax()) if category is None else learn.dls.labeler.index.get(category)
-    if i is None: raise ValueError(f"category={category!r} is none of {', '.join(map(repr, names))}.")
+    if i is None: raise ValueError(f"category={category!r} is none of {_some(names)}. None takes the likeliest.")
     return i, repr(names[i])
 
 # %% ../nbs/52_interpret.ipynb #9f0861b4
@@ -352,6 +373,7 @@ def attribute(
     "How much each word speaks for `category`: integrated gradients from embeddings of zero."
     if isinstance(learn, LMLearner | LMEnsemble):
         raise TypeError("This is a language model: surprisal(learn, text) looks at it.")
+    n_steps = positive_int(n_steps, 'n_steps')
     with _as_validated(_parts(learn)): return _attribute(learn, text, category, n_steps)
 
 
@@ -511,14 +533,36 @@ def most_surprising(
     return Table(rows, 'Most surprising documents, nats a token')
 
 # %% ../nbs/52_interpret.ipynb #853b66c8
+def _first(dls):
+    "The loaders themselves; of an ensemble those of its first part, if all have the same documents."
+    first,*others = _parts(dls)
+    if first.train is None or first.valid is None: raise ValueError(
+        "Leaks are between a training and a validation part, and these loaders lack one: a model from a file comes "
+        "without its data. Give the loaders that it was trained with, or make some of your texts.")
+    for i, other in enumerate(others, 1):
+        if not all(_same_documents(one, two, first, other) for one, two in zip(first[:2], other[:2])):
+            raise ValueError(f"part {i} of the ensemble has other documents than part 0: look at each part, "
+                             f"leaks(dls.parts[{i}]).")
+    return first
+
+
+def _same_documents(one, two, first, other):
+    "Whether two loaders hold the same documents, as far as their vocabularies let one see."
+    if two is None or len(one.corpus) != len(two.corpus): return False
+    if first.vocab.itos != other.vocab.itos: return True
+    theirs = two.corpus if first.backwards == other.backwards else two.corpus.reversed()
+    return torch.equal(one.corpus.lengths, theirs.lengths) and torch.equal(one.corpus.ids, theirs.ids)
+
+
 def leaks(
-    dls:TextDataLoaders,  # Data of a language model or of a classifier
+    dls:TextDataLoaders|EnsembleData, # Data of a language model, of a classifier, or of an ensemble
     threshold:float=.8,   # How alike documents must be: the share of common runs of three tokens
-    k:int|None=None,      # How many to tell of; all if None
+    k:int|None=None,      # How many to tell of, 0 for their number alone; all if None
 )->Table:                 # Columns `valid` and `train` (texts), `similarity`, and the numbers of both
     "Validation documents that stand in the training part, word for word or nearly so."
-    if dls.train is None or dls.valid is None: raise ValueError("Leaks are between a training and a validation part.")
+    dls = _first(dls)
     parts = dls.train.corpus, dls.valid.corpus
+    k = _how_many(k, len(parts[1]), least=0)
     found = near_duplicates(*parts, threshold, unk_idx=dls.vocab.unk_idx)
     rows = [{'valid': document_text(parts[1], d.valid, dls), 'train': document_text(parts[0], d.train, dls),
              'similarity': d.similarity, 'number': d.valid, 'train number': d.train} for d in found[:k]]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['map_embedding', 'coverage', 'EncoderLearner', 'TextLearner', 'advise_preset', 'advise_precision', 'LMReader',
-           'LMWriter', 'LMLearner', 'language_model_learner', 'text_classifier_learner', 'load_learner']
+           'LMWriter', 'LMLearner', 'language_model_learner', 'text_classifier_learner', 'loss_settings',
+           'load_learner']
 
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
 import json, warnings
@@ -21,7 +22,7 @@ from torch import Tensor
 from .core import pages_kept, say, to_device
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
-from .data.imbalance import TunedThresholds, class_weights as weights_of, tune_thresholds
+from .data.imbalance import TunedThresholds, class_weights as weights_of, tune_learner
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
@@ -323,12 +324,7 @@ class TextLearner(EncoderLearner):
         dl=None,            # Or any loader with labels
     )->TunedThresholds:     # Prints as a table
         "For each of several labels find the probability above which it is predicted from now on, in files too."
-        if not isinstance(self.dls.labeler, MultiCategorize):
-            raise ValueError("Thresholds are for documents with several labels or none: here each has one label, the "
-                             "likeliest, or a number.")
-        tuned = tune_thresholds(*self.get_preds(ds_idx, dl), self.dls.categories, metric)
-        self.thresholds = tuned.thresholds
-        return tuned
+        return tune_learner(self, metric, ds_idx, dl)
 
     def calibration(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -599,6 +595,10 @@ class LMLearner(LMReader, LMWriter, TextLearner):
         "Tokens that count."
         return self.y.numel() if getattr(self.dl, 'drop_rest', False) else (self.y >= 0).sum()
 
+    def target_weight(self):
+        "Their number: each counts the same."
+        return self.n_targets()
+
     def predictions(self):
         "Logits and targets, some hundred tokens at a time."
         known = self.y >= 0
@@ -784,7 +784,8 @@ def text_classifier_learner(
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
-    loss,metric = _task(dls.labeler, _loss_settings(dls, loss_func, class_weights, label_smoothing))
+    targets = None if dls.train is None else dls.train.targets
+    loss,metric = _task(dls.labeler, loss_settings(dls.labeler, targets, class_weights, label_smoothing, loss_func))
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)
     learn = TextLearner(dls, model, config, options, loss_func or loss, opt_func or Adam, 1e-3 if lr is None else lr,
                         clas_split, metric if metrics is None else metrics, path, model_dir, wd, alpha, beta)
@@ -808,19 +809,24 @@ def _task(labeler, settings):
     return mse_loss(), None
 
 
-def _loss_settings(dls, loss_func, wanted, label_smoothing):
-    "What the loss that fits the labels is made with."
-    if wanted is None and not label_smoothing: return {}
+def loss_settings(
+    labeler:Categorize|MultiCategorize|RegressionSetup, # Kind of label
+    targets:Tensor|None,        # Of the training part; only for balanced weights
+    class_weights=None,         # As for `text_classifier_learner`, as the other two
+    label_smoothing:float=0.,   # Share of the target spread over all
+    loss_func=None,             # Another loss than the usual one, which takes neither
+)->dict:                        # Arguments of the loss; weights of `weight` or `pos_weight` are a tensor
+    "What the loss that fits the labels is made with. Raises if it cannot be."
+    if class_weights is None and not label_smoothing: return {}
     if loss_func is not None: raise ValueError(
         "class_weights and label_smoothing are for the usual loss, and loss_func is another: give them to that one, as "
         "cross_entropy_loss(weight, label_smoothing).")
-    kind = type(dls.labeler)
+    kind = type(labeler)
     if kind is RegressionSetup:
         raise ValueError("class_weights and label_smoothing are for categories: these data have numbers as labels.")
     if label_smoothing and kind is MultiCategorize:
         raise ValueError(f"label_smoothing={label_smoothing} is for documents with one label each: these have several.")
-    targets = None if dls.train is None else dls.train.targets
-    weights = None if wanted is None else weights_of(wanted, targets, dls.categories)
+    weights = None if class_weights is None else weights_of(class_weights, targets, labeler.categories)
     if kind is MultiCategorize: return {'pos_weight': weights}
     return {'weight': weights, 'label_smoothing': label_smoothing}
 

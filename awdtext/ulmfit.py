@@ -28,7 +28,7 @@ from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .recipes import Results
 from .report import Pace, peak_memory, training_report
-from .text_learner import TextLearner, language_model_learner, text_classifier_learner
+from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
 from .training.checkpoint import read_bundle
 from .training.learner import rehearse
 from .training.monitors import EarlyStopping, KeepBest
@@ -409,16 +409,27 @@ def _classifier_learner(job, way):
     dls = TextDataLoaders.from_texts(
         *data.train, valid=data.valid.texts, valid_labels=data.valid.labels, text_vocab=bundle['vocab'],
         tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seq_len=s.seq_len, backwards=way == 'backward', bs=s.clas_bs,
-        val_bs=64, y_block=_label_block(job), seed=job.how['seed'], path=job.out)
+        val_bs=64, y_block=_label_block(job.data, job.how['y_block']), seed=job.how['seed'], path=job.out)
     dls.fields = job.how['fields']
+    weights = job.how['class_weights']
     return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
-                                   path=job.out, model_dir='.', precision=job.how['precision'])
+                                   class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
+                                   precision=job.how['precision'])
 
 
-def _label_block(job):
+def _label_block(data, y_block):
     "The kind of label, with the categories of both parts: one of several labels may be in the validation part alone."
-    block,labels = as_label_block(job.how['y_block']), [*job.data.train.labels, *job.data.valid.labels]
+    block,labels = as_label_block(y_block), [*data.train.labels, *data.valid.labels]
     return LabelBlock(block.make_labeler(block.names(labels, range(len(labels))), None), block.encoded)
+
+
+def _weights(data, y_block, class_weights):
+    "The weight of each category, by its name. Raises, before an hour is spent, if they cannot be."
+    if class_weights is None: return None
+    block = _label_block(data, y_block)
+    targets = block.labeler(block.names(data.train.labels, range(len(data.train.labels))))
+    (weights,) = (w for w in loss_settings(block.labeler, targets, class_weights).values() if torch.is_tensor(w))
+    return dict(zip(map(label_text, block.labeler.categories), weights.tolist()))
 
 
 def _classifier(job, way):
@@ -474,6 +485,7 @@ def recipe_card(
     "What was done, with which numbers, what came out and how long it took."
     how,plan = content['settings'], content['plan']
     rows = [('data', how['counts']), *(('', note) for note in how['notes']), ('labels', how['labels'])]
+    if how['how']['class_weights']: rows += [('class weights', _listed(how['how']['class_weights']))]
     rows += [('leaks', f'{n:,} of {of:,} {name} documents are nearly the same as a text trained on')
              for name, (n, of) in content['leaks'].items()]
     rows += [('model', f"{_size(AWDLSTMConfig.from_any(plan['config']))}; products in {how['how']['precision']}")]
@@ -507,14 +519,20 @@ def _run(data, out, ways, settings, how):
     parts = [data.lm, data.lm_valid, *data.train, *data.valid, *(data.test or ())]
     counts = {label_text(k): 0 for k in map(_plain_label, data.train.labels)}
     for label in data.train.labels: counts[label_text(_plain_label(label))] += 1
-    common = sorted(counts, key=counts.get, reverse=True)[:12]
-    more = f' and {len(counts) - 12} more' if len(counts) > 12 else ''
     return Results(out, {
         'texts': [_digest(part) for part in parts], 'counts': _counts(data), 'notes': data.notes, 'ways': ways,
-        'labels': ', '.join(f'{name} {counts[name]:,}' for name in common) + more,
+        'labels': _listed(counts),
         'n_validation': len(data.valid.texts), 'n_test': len(data.test.texts) if data.test else 0,
         'settings': plain(asdict(settings)), 'tokenizer': _described(how['tok_tfm']),
         'how': {name: plain(value) for name, value in how.items() if name not in ('every', 'tok_tfm')}})
+
+
+def _listed(numbers):
+    "Names with the highest numbers, in a line."
+    names = sorted(numbers, key=numbers.get, reverse=True)
+    more = f' and {len(names) - 12} more' if len(names) > 12 else ''
+    shown = [f'{k} {n:,}' if isinstance(n := numbers[k], int) else f'{k} {n:.4g}' for k in names[:12]]
+    return ', '.join(shown) + more
 
 
 def _described(tokenizer):
@@ -552,6 +570,7 @@ def ulmfit(
     config=None,                   # Preset, dict or `AWDLSTMConfig`; None: the largest that has the time
     lm_epochs:int|None=None,       # Passes of the language model at most; None: as there is time
     drop_mult:float=.1,            # Multiplies the classifier's dropouts
+    class_weights=None,            # Of the classifier's loss: 'balanced', a dict of category -> weight, or numbers
     tok_tfm=None,                  # A `Tokenizer`, or what splits words; None: spaCy's English
     seed:int=42,                   # Of everything random
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
@@ -565,6 +584,7 @@ def ulmfit(
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
     _check_fields((labelled, valid, test), how['fields'])
     data = split_data(read_texts(texts, text_col), labelled, valid, test, valid_pct, seed, y_block, settings)
+    how['class_weights'] = _weights(data, y_block, class_weights)
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 

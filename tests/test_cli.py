@@ -295,6 +295,91 @@ def test_prediction_from_arguments_and_standard_input(made, shell, monkeypatch):
     assert len(out.splitlines()) == 4 and out.splitlines()[0] == '\t'.join(rows[0])
 
 
+def said_of(learn, row, *texts):
+    "The line of a document, by what python says of it."
+    label,idx,probs = learn.predict(row)
+    return '\t'.join([str(label), f'{float(probs[idx]):.4f}', *texts])
+
+
+def test_prediction_of_a_table(made, tmp_path, shell):
+    "The rows as python has them, in their order."
+    model,rows = made / 'clas/classifier.safetensors', [texts[3], 'The owl\nsat', 'sat ' * 9, texts[20]]
+    write(tmp_path, a=pd.DataFrame({'n': range(4), 'text': rows}), b=pd.DataFrame({'body': rows}))
+    learn = load_learner(model)
+    expected = [said_of(learn, row, ' '.join(row.split())) for row in rows]
+    for options in (['a.csv'], ['b.csv', '--text-col', 'body']):
+        status,out,err = shell('predict', model, '--data', tmp_path / options[0], *options[1:])
+        assert (status, err, out.splitlines()) == (0, '', expected)
+
+
+titles = ['1. About pets', 'News', 'From the farm']
+fielded = pd.DataFrame({'title': [titles[i % 3] for i in range(36)], 'body': texts, 'label': labels})
+
+
+@pytest.mark.parametrize('command', ['train-classifier', 'ulmfit'])
+def test_several_text_columns(command, tmp_path, shell):
+    "Trained, evaluated and used by the shell; each answer is python's for the dict."
+    new = fielded[['body', 'title']][::5].iloc[::-1]                           # another order, of columns and of rows
+    write(tmp_path, a=fielded, new=new, renamed=new.rename(columns={'title': 'headline', 'body': 'content'}))
+    own = ['--labelled', tmp_path / 'a.csv', '--config', 'small', '--lm-epochs', 1, '--direction', 'both']
+    own = own if command == 'ulmfit' else ['--data', tmp_path / 'a.csv', '--epochs', 1]
+    status,_,err = shell(command, *own, '--text-col', 'title,body', '--out', tmp_path / 'out')
+    assert (status, err) == (0, '')
+    model = tmp_path / 'out/classifier'
+    learn = load_learner(model)
+    parts = getattr(learn, 'parts', [learn])
+    assert [part.dls.fields for part in parts] == [['title', 'body']] * (2 if command == 'ulmfit' else 1)
+    expected = [said_of(learn, {'title': t, 'body': b}, t, b) for t, b in zip(new['title'], new['body'])]
+    for options in (['new.csv'], ['renamed.csv', '--text-col', 'headline,content']):
+        status,out,err = shell('predict', model, '--data', tmp_path / options[0], *options[1:])
+        assert (status, err, out.splitlines()) == (0, '', expected)
+    swapped = shell('predict', model, '--data', tmp_path / 'new.csv', '--text-col', 'body,title')[1]
+    assert [line.split('\t')[1] for line in swapped.splitlines()] != [line.split('\t')[1] for line in expected]
+    right = sum(learn.predict(row)[0] == row['label'] for row in fielded.to_dict('records'))
+    assert f'accuracy {right / 36:.4f}, 36 documents' in shell('evaluate', model, tmp_path / 'a.csv')[1]
+    marked = f'xxfld 1 {titles[0]} xxfld 2 {texts[0]}'
+    assert shell('predict', model, marked)[1].split('\t')[:2] == said_of(learn, marked).split('\t')
+
+
+def test_tables_that_cannot_be_predicted(made, tmp_path, shell):
+    dls = TextDataLoaders.from_df(fielded, text_col=['title', 'body'], label_col='label', bs=4, tok_tfm=BaseTokenizer())
+    text_classifier_learner(dls, config=size, path=tmp_path).export('two')
+    write(tmp_path, a=fielded, none=fielded[:0], gap=fielded.assign(title=[None, *fielded['title'][1:]]))
+    two,one,a = tmp_path / 'two', made / 'clas/classifier', tmp_path / 'a.csv'
+    for argv, message in {
+            (two, texts[0]): r"reads the columns 'title', 'body': give it a CSV that has them, with --data",
+            (two, '--data', made / 'labelled.csv'): "no column 'title'; it has 'text', 'label'",
+            (two, '--data', a, '--text-col', 'title,body,label'): "names 3 columns: this model reads 'title'",
+            (two, '--data', a, '--text-col', 'body'): 'Give a dict or a row',
+            (two, '--data', tmp_path / 'gap.csv'): 'the text of row 0 is missing',
+            (two, '--data', tmp_path / 'none.csv'): 'has no rows',
+            (two, '--data', 'nothing.csv'): 'no file nothing.csv',
+            (one, '--data', a, '--text-col', 'title,body'): 'names 2 columns: this model reads one',
+            (one, 'a text', '--data', a): 'and not both',
+            (one, '--text-col', 'a'): 'name one with --data',
+            (made / 'lm/language_model', '--data', a): '--data is for classifiers'}.items():
+        refused(shell('predict', *argv), message)
+
+
+@pytest.mark.parametrize('command', ['train-classifier', 'ulmfit'])
+@pytest.mark.parametrize('kinds', [['pet', 'wild'], [1, 22]], ids=str)
+def test_class_weights(command, kinds, tmp_path, shell):
+    rare = frame.assign(label=[kinds[label == 'wild'] for label in labels])
+    write(tmp_path, a=rare)
+    own = ['--labelled', tmp_path / 'a.csv', '--config', 'small', '--lm-epochs', 1]
+    own = own if command == 'ulmfit' else ['--data', tmp_path / 'a.csv', '--epochs', 1]
+    status,_,err = shell(command, *own, '--out', tmp_path / 'a', '--class-weights', f'{kinds[1]}=.5, {kinds[0]}=4')
+    assert (status, err) == (0, '')
+    assert load_learner(tmp_path / 'a/classifier').loss_func.settings['weight'] == [4., .5]
+    assert shell(command, *own, '--out', tmp_path / 'b', '--class-weights', 'balanced')[0] == 0
+    balanced = load_learner(tmp_path / 'b/classifier').loss_func.settings['weight']
+    assert balanced[0] > 1 > balanced[1] > 0
+    for bad, message in {'equal': 'use balanced, or a weight for each', 'pet': 'use balanced', '3': 'use balanced',
+                         f'{kinds[0]}=1,{kinds[0]}=2': 'use balanced', f'{kinds[0]}=1': f'lack {kinds[1]!r}',
+                         f'{kinds[0]}=1,{kinds[1]}=0': 'above 0', 'x=1': "name 'x'"}.items():
+        refused(shell(command, *own, '--out', tmp_path / 'c', '--class-weights', bad), message, tmp_path / 'c')
+
+
 def test_a_language_model_continues(made, shell):
     model = made / 'lm/language_model.safetensors'
     status,out,err = shell('predict', model, 'The cat', 'The owl sat')

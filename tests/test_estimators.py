@@ -25,6 +25,7 @@ from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -158,6 +159,46 @@ def test_from_a_saved_encoder(tmp_path):
     clf = AWDTextClassifier(encoder=file, n_epoch=1, bs=16, device='cpu', random_state=0).fit(texts, labels)
     assert clf.learner_.dls.vocab == lm.learner_.dls.vocab
     with pytest.raises(FileNotFoundError): AWDTextClassifier(encoder=tmp_path / 'none').fit(texts, labels)
+
+
+few = list(range(0, 72, 2)) + [i for i in range(72) if labels[i] == 'red' and i % 2]                     # 36 and 18
+rare_texts,rare = [texts[i] for i in few], np.array([labels[i] for i in few])
+
+
+@pytest.mark.parametrize('class_weight', [None, 'balanced', {'blue': 3., 'red': .5}, {'blue': 3.},
+                                          {'blue': 3., 'grey': 9., 'red': 1.}], ids=str)
+def test_class_weights_are_scikit_learns(class_weight):
+    clf = AWDTextClassifier(n_epoch=1, class_weight=class_weight, **tiny).fit(rare_texts, rare)
+    LogisticRegression(class_weight=class_weight).fit(np.zeros((len(rare), 1)), rare)    # takes the same values
+    weights = compute_class_weight(class_weight, classes=np.array(['blue', 'red']), y=rare)
+    found = clf.learner_.loss_func.settings.get('weight') or [1., 1.]
+    assert found == pytest.approx(weights.tolist())
+    assert pickle.loads(pickle.dumps(clf)).learner_.loss_func.settings == clf.learner_.loss_func.settings
+    assert clone(clf).class_weight == class_weight
+
+
+def test_class_weights_decide_what_the_texts_do_not_tell():
+    "Texts that say nothing: the class with the larger sum of weights is likelier, its probability that sum's share."
+    same = dict(n_epoch=30, lr=.05, **{**tiny, 'bs': len(rare)})
+    shares = {None: 2 / 3, 'balanced': 1 / 2, 'heavy': 2 / (2 + 18)}
+    for name, share in shares.items():
+        weight = {'blue': 18.} if name == 'heavy' else name
+        clf = AWDTextClassifier(class_weight=weight, **same).fit(['one text'] * len(rare), rare)
+        assert clf.predict_proba(['one text'])[0, 1] == pytest.approx(share, abs=.12), name
+
+
+def test_searches_over_class_weights():
+    search = GridSearchCV(AWDTextClassifier(n_epoch=1, **tiny), {'class_weight': [None, 'balanced']}, cv=2)
+    assert len(search.fit(rare_texts, rare).cv_results_['params']) == 2
+
+
+@pytest.mark.parametrize(('class_weight', 'message'), [
+    ('equal', "class_weight='equal'"), ([1., 2.], r'class_weight=\[1.0, 2.0\]: use'), ({'blue': 0.}, 'above 0'),
+    ({'blue': -1., 'red': 1.}, 'above 0'), ({'bleu': 2.}, 'not in class_weight')])
+def test_class_weights_that_cannot_be(class_weight, message):
+    clf = AWDTextClassifier(class_weight=class_weight, **tiny)
+    with pytest.raises(ValueError, match=message): clf.fit(rare_texts, rare)
+    assert not hasattr(clf, 'learner_')
 
 
 def test_quiet_unless_asked(capsys):

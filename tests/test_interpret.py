@@ -17,8 +17,9 @@ from awdtext.interpret import (ClassificationInterpretation, attribute, document
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.gru import GRU
 from awdtext.models.qrnn import QRNN
-from awdtext.text_learner import AWD_LSTM, language_model_learner, text_classifier_learner
+from awdtext.text_learner import AWD_LSTM, language_model_learner, load_learner, text_classifier_learner
 from awdtext.training.rnn import ASGD
+from awdtext.ulmfit import ULMFiTSettings, other_way, ulmfit
 
 films = ['a good film', 'a bad film with a bad end', 'good',
          'the worst of all films , and long', 'so good , so very good'] * 6
@@ -305,6 +306,74 @@ def test_errors_of_an_ensemble_are_those_of_its_mean(of):
     read = (part.dls.valid if dl is None else dl[1]).corpus[worst]
     assert row['text'].split() == part.dls.vocab.decode(read)[::-1]
     assert interp.intrinsic_attention(text, 0).title.startswith("'bad'")
+
+
+def test_leaks_of_an_ensemble_are_those_of_its_parts():
+    "A forward and a backward reader, loaders made apart or turned round; other documents are refused."
+    held = ['a good film', 'never seen before by anybody here']
+    two = dict(valid=held, valid_labels=['good', 'odd'])
+    dls = clas_dls(**two)
+    expected = leaks(dls)
+    assert [(row['number'], row['similarity']) for row in expected] == [(0, 1.)]
+    for other in (other_way(dls), clas_dls(backwards=True, **two)):
+        for one, second in ((dls, other), (other, dls)):
+            both = Ensemble([clas(one, learned=False, backwards=one.backwards),
+                             clas(second, learned=False, backwards=second.backwards)])
+            assert leaks(both.dls) == expected and leaks(both.dls).title == expected.title
+    others = clas_dls(valid=held[::-1], valid_labels=['odd', 'good'])
+    with pytest.raises(ValueError, match=r'part 1 of the ensemble has other documents.*leaks\(dls\.parts\[1\]\)'):
+        leaks(Ensemble([clas(dls, learned=False), clas(others, learned=False)]).dls)
+    fewer = clas_dls(valid=held[:1], valid_labels=['good'])
+    with pytest.raises(ValueError, match='other documents'):
+        leaks(Ensemble([clas(dls, learned=False), clas(fewer, learned=False)]).dls)
+
+
+def test_leaks_of_what_ulmfit_returns_and_of_a_file(tmp_path):
+    settings = ULMFiTSettings(lm_bs=4, seq_len=8, min_freq=1, clas_bs=4, steps=((-1, 1, 1e-2),))
+    words = [f'{a} {film} {i}' for i, film in enumerate(films) for a in ('so', 'oh')]
+    learn = ulmfit(None, (words, [star for star in stars for _ in range(2)]), tmp_path, backwards='both', lm_epochs=1,
+                   config=dict(emb_sz=8, n_hid=12, n_layers=1), tok_tfm=BaseTokenizer(), settings=settings,
+                   valid=([words[0] + ' .', 'nothing like that at all'], ['good', 'odd']), precision='fp32')
+    found = leaks(learn.dls, threshold=.3)
+    assert [row['number'] for row in found] == [0] and found == leaks(learn.dls.parts[1], threshold=.3)
+    for dls in (load_learner(tmp_path / 'classifier').dls, load_learner(tmp_path / 'language_model_forward').dls):
+        with pytest.raises(ValueError, match='a model from a file comes without its data. Give the loaders'): leaks(dls)
+
+
+@pytest.mark.parametrize('k', [-1, 0, 2.5, 'all', True])
+def test_numbers_of_rows_that_cannot_be(k):
+    learn = clas(learned=False)
+    interp = ClassificationInterpretation.from_learner(learn)
+    message = rf'k={k!r}: use a whole number, 1 or more, or None for all\.'
+    for call in (interp.top_losses, interp.plot_top_losses, interp.top_table):
+        with pytest.raises(ValueError, match=message): call(k)
+    if k == 0: assert leaks(learn.dls, k=k) == []
+    else:
+        with pytest.raises(ValueError, match=rf'k={k!r}: use a whole number, 0 or more, or None'): leaks(learn.dls, k=k)
+    with pytest.raises(ValueError, match=rf'k={k!r}: use a whole number'): embedding_neighbours(learn, 'good', k)
+    with pytest.raises(ValueError, match=rf'k={k!r}: use a whole number'): most_surprising(lm(), k=k)
+    with pytest.raises(ValueError, match=rf'n_steps={k!r}: use a whole number'): attribute(learn, text, n_steps=k)
+    assert len(interp.top_table(None)) == len(interp.top_table(10_000)) == len(interp.losses)
+
+
+@pytest.mark.parametrize('class_id', [99, 3, -1, 1.5, 'good', True])
+def test_categories_that_there_are_not(class_id):
+    learn = clas(learned=False)
+    interp = ClassificationInterpretation.from_learner(learn)
+    message = rf"class_id={class_id!r}: use None for .*, 0 to 2, in 'bad', 'good', 'odd'; attribute\(learn, text"
+    with pytest.raises(ValueError, match=message): interp.intrinsic_attention(text, class_id)
+    assert interp.intrinsic_attention(text, np.int64(2)).title.startswith("'odd'")
+    if class_id == 'good': return
+    message = f"category={class_id!r} is none of 'bad', 'good', 'odd'. None takes the likeliest"
+    with pytest.raises(ValueError, match=message): attribute(learn, text, class_id)
+
+
+@pytest.mark.parametrize('category', [1, -1, 'good'])
+def test_numbers_of_a_regression_that_there_are_not(category):
+    number = clas(clas_dls([float(len(film)) for film in films], y_block=RegressionSetup), learned=False)
+    interp = ClassificationInterpretation.from_learner(number)
+    for call in (interp.intrinsic_attention, lambda *args: attribute(number, *args)):
+        with pytest.raises(ValueError, match=f'category={category!r}: this regression gives 1 n'): call(text, category)
 
 
 def test_ensembles_that_cannot_be_looked_at():

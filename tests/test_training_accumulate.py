@@ -7,10 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.testing import assert_close
-from training_helpers import Do, assert_same, lm_learner, plain_learner, points, snapshot, two_classes
+from training_helpers import Do, assert_same, lm_data, lm_learner, plain_learner, points, snapshot, two_classes
 
 from awdtext.training.accumulate import GradientAccumulation
 from awdtext.training.callback import CancelBatchException
+from awdtext.training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from awdtext.training.optim import Adam
 from awdtext.training.rnn import GradientClip, RNNRegularizer
 from awdtext.training.tracking import TerminateOnNaN
@@ -62,6 +63,57 @@ def test_any_sizes_against_a_loop(bs, n_acc, ends):
     assert_close(learn.model.state_dict(), snapshot(model), rtol=1e-4, atol=1e-5)
 
 
+weight = torch.tensor([5., .3, 1.], dtype=torch.float64)
+classes = torch.randint(3, (61,), generator=torch.Generator().manual_seed(0))
+some = classes.masked_fill(torch.rand(61, generator=torch.Generator().manual_seed(1)) < .4, -100)
+some[16:24] = -100                                                          # the third batch has no target at all
+losses = {
+    'class weights': (cross_entropy_loss(weight), classes, lambda out, y: F.cross_entropy(out, y, weight)),
+    'smoothed': (cross_entropy_loss(weight, .1), some,
+                 lambda out, y: F.cross_entropy(out, y, weight, label_smoothing=.1)),
+    'ignored': (cross_entropy_loss(), some, F.cross_entropy),
+    'none in the last batch': (cross_entropy_loss(weight), some[:24], lambda out, y: F.cross_entropy(out, y, weight)),
+    'several labels': (binary_cross_entropy_loss(weight), F.one_hot(classes).double(),
+                       lambda out, y: F.binary_cross_entropy_with_logits(out, y, pos_weight=weight)),
+    'regression': (mse_loss(), torch.randn(61, 3, dtype=torch.float64), F.mse_loss)}
+
+
+@pytest.mark.parametrize('name', losses)
+@pytest.mark.parametrize('n_acc', [20, 1000])
+def test_several_batches_are_one_large_batch_for_every_loss(name, n_acc):
+    "The gradient of each step beside torch's of all its rows at once, in float64."
+    loss_func,y,oracle = losses[name]
+    x,ends = torch.randn(len(y), 3, dtype=torch.float64), [24, 48, 61] if n_acc == 20 else [61]
+    ends = [end for end in ends if end < len(y)] + [len(y)]
+    dls = two_classes()
+    dls.train,dls.valid,used = list(zip(x.split(8), y.split(8))), None, []
+    learn = plain_learner(dls, model=nn.Linear(3, 3).double(), loss_func=loss_func, lr=0.)
+    look = Do('before_step', lambda learn: used.append([p.grad.clone() for p in learn.model.parameters()]))
+    learn.fit(1, cbs=[GradientAccumulation(n_acc), look])
+    assert len(used) == len(ends)
+    for start, end, grads in zip([0, *ends], ends, used, strict=False):
+        slow = torch.autograd.grad(oracle(learn.model(x[start:end]), y[start:end]), list(learn.model.parameters()))
+        assert_close(grads, list(slow), rtol=1e-10, atol=1e-12)
+    assert learn.record[0]['train_loss'] == pytest.approx(oracle(learn.model(x), y).item(), rel=1e-6)
+
+
+def test_windows_of_a_language_model_count_by_their_tokens():
+    "Random windows have other lengths each; the mean is over all tokens that the step has seen."
+    learn,sums,used = lm_learner(lm_data(n_train=800), lr=0., alpha=0., beta=0.), [], []
+
+    def own(learn):
+        "The gradient of this batch, summed over its tokens."
+        if not learn.training: return
+        grads = torch.autograd.grad(learn.loss * learn.y.numel(), list(learn.model.parameters()), retain_graph=True)
+        sums.append((learn.y.numel(), grads))
+    look = Do('before_step', lambda learn: used.append([p.grad.clone() for p in learn.model.parameters()]), order=-99)
+    cbs = [GradientAccumulation(1000), Do('after_loss', own), look]
+    learn.remove_cb(GradientClip).fit(1, cbs=cbs)
+    n = sum(n for n, _ in sums)
+    assert len(used) == 1 and len({n for n, _ in sums}) > 2, "windows must differ here"
+    assert_close(used[0], [sum(gs) / n for gs in zip(*(grads for _, grads in sums))], rtol=1e-4, atol=1e-6)
+
+
 def test_reported_losses_are_those_of_the_batches():
     "No step within the epoch: the mean of the losses is the loss of the first weights."
     learn = plain_learner(data(8), lr=1.)
@@ -84,7 +136,7 @@ def test_no_gradient_crosses_an_epoch():
 
 
 def test_penalties_count_once_in_a_language_model():
-    "Windows of one length, the same for all: their mean gradient, with the penalties, and clipped once."
+    "Their mean over the batches, each weighted by its tokens, as the loss is."
     learn = lm_learner(lr=0.)
     learn.add_cb(GradientAccumulation(12))                       # three batches of 4 rows
     used,now = [],[]
@@ -93,12 +145,13 @@ def test_penalties_count_once_in_a_language_model():
         "The gradient of this batch alone."
         if not learn.training: return
         ps = [p for p in learn.model.parameters() if p.requires_grad]
-        now.append(torch.autograd.grad(learn.total_loss, ps, retain_graph=True))
+        now.append((learn.y.numel(), torch.autograd.grad(learn.total_loss * learn.y.numel(), ps, retain_graph=True)))
     look = Do('before_step', lambda learn: used.append([p.grad.clone() for p in learn.model.parameters()]), order=-99)
     learn.remove_cb(GradientClip).fit(1, cbs=[Do('after_loss', own, order=TerminateOnNaN.order + 1), look])
     assert any(isinstance(cb, RNNRegularizer) for cb in learn.cbs) and len(used) > 1
-    sums = [[torch.stack(g).mean(0) for g in zip(*now[i:i+3])] for i in range(0, len(now), 3)]
-    for mean, grads in zip(sums, used, strict=True): assert_close(mean, grads, rtol=1e-4, atol=1e-6)
+    for i, grads in zip(range(0, len(now), 3), used, strict=True):
+        ns,sums = zip(*now[i:i+3])
+        assert_close([sum(gs) / sum(ns) for gs in zip(*sums)], grads, rtol=1e-4, atol=1e-6)
 
 
 def test_a_killed_run_keeps_what_waits(tmp_path):
@@ -124,7 +177,7 @@ def test_validation_is_left_alone():
     learn = plain_learner(data(8))
     cb = GradientAccumulation(24)
     learn.fit(1, cbs=[cb, Do('after_validate', lambda learn: None)])
-    assert cb.state_dict() == {'seen': 0, 'unit': 0}
+    assert cb.state_dict() == {'seen': 0, 'weight': 0., 'unit': 0.}
 
 
 @pytest.mark.parametrize('n_acc', [0, -3])

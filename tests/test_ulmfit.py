@@ -3,9 +3,11 @@ import json
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from awdtext import ulmfit as module
 from awdtext.data.batches import RegressionSetup
@@ -237,6 +239,67 @@ def test_another_call_is_refused(both):
     with pytest.raises(ValueError, match='holds another run'):
         ulmfit(more[1:], (reviews, labels), out, backwards='both', **quick)
     assert (out / 'results.json').read_bytes() == before
+
+
+# Class weights
+
+rare = [label for label in labels if label == 'neg'][:12] + ['pos'] * 36
+rare_texts = [text for text, label in zip(reviews, labels) if label == 'neg'][:12] + [
+    text for text, label in zip(reviews, labels) if label == 'pos']
+
+
+@pytest.mark.parametrize('at', [None, 50, 75])
+def test_weights_of_rare_classes_are_in_loss_card_and_files(tmp_path, monkeypatch, at):
+    "Also where the run was killed: the same call goes on, with the same weights."
+    how = dict(backwards='both', class_weights='balanced', every='2steps', **quick)
+    whole = ulmfit(more, (rare_texts, rare), tmp_path / 'whole', **how)
+    y = [whole.dls.categories[i] for i in whole.parts[0].dls.train.targets.tolist()]
+    theirs = compute_class_weight('balanced', classes=np.array(['neg', 'pos']), y=y)
+    for part in whole.parts: assert part.loss_func.settings['weight'] == pytest.approx(theirs.tolist())
+    assert theirs[0] > 1.5 and f'class weights           neg {theirs[0]:.4g}, pos {theirs[1]:.4g}' in whole.card
+    probs,targets = whole.get_preds()
+    expected = torch.nn.functional.nll_loss(probs.log(), targets, torch.tensor(theirs).float()).item()
+    assert whole.validate()[0] == pytest.approx(expected, rel=1e-4)
+    there = load_learner(tmp_path / 'whole/classifier')
+    assert there.parts[1].loss_func.settings == whole.parts[1].loss_func.settings and there.card == whole.card
+    if at is None: return
+    describe_as_kept(monkeypatch)
+    Stops.steps,Stops.at,Stops.how = 0, at, 'dies'
+    with pytest.raises(RuntimeError): ulmfit(more, (rare_texts, rare), tmp_path / 'run', **how)
+    Stops.at = None
+    again = ulmfit(more, (rare_texts, rare), tmp_path / 'run', **how)
+    assert torch.equal(probabilities(again), probabilities(whole))
+
+
+def test_class_weights_must_agree_for_a_run_to_go_on(tmp_path):
+    how = {**quick, 'class_weights': {'pos': 1, 'neg': 3}}
+    learn = ulmfit(more, (reviews, labels), tmp_path, **how)
+    assert learn.loss_func.settings['weight'] == [3., 1.]
+    for other in (None, 'balanced', {'pos': 1, 'neg': 2}):
+        with pytest.raises(ValueError, match='holds another run'):
+            ulmfit(more, (reviews, labels), tmp_path, **{**how, 'class_weights': other})
+    assert ulmfit(more, (reviews, labels), tmp_path, **{**how, 'class_weights': [3., 1.]}).card == learn.card
+
+
+def test_weights_of_several_labels_and_of_numbered_ones(tmp_path):
+    tags = [[label] + ['long'] * (i % 5 == 0) for i, label in enumerate(labels)]
+    learn = ulmfit(more, (reviews, tags), tmp_path / 'tags', class_weights='balanced', **quick)
+    y = learn.dls.train.targets
+    assert learn.loss_func.settings['pos_weight'] == pytest.approx(((len(y) - y.sum(0)) / y.sum(0)).tolist())
+    numbered = ulmfit(more, (reviews, [int(label == 'pos') for label in labels]), tmp_path / 'numbers',
+                      class_weights={1: 2., 0: 1.}, **quick)
+    assert numbered.loss_func.settings['weight'] == [1., 2.] and 'class weights           1 2, 0 1\n' in numbered.card
+
+
+@pytest.mark.parametrize(('y', 'weights', 'message'), [
+    (labels, 'equal', "class_weights='equal'"), (labels, {'pos': 2.}, "lack 'neg'"),
+    (labels, {'pos': 2., 'neg': 1., 'odd': 1.}, "name 'odd', and the categories are 'neg', 'pos'"),
+    (labels, [1., 0.], 'each must be above 0'), ([float(i) for i in range(72)], 'balanced', 'numbers as labels')])
+def test_class_weights_that_cannot_be_leave_nothing(tmp_path, y, weights, message):
+    how = {**quick, 'y_block': RegressionSetup if y is not labels else None}
+    with pytest.raises(ValueError, match=message):
+        ulmfit(more, (reviews, y), tmp_path / 'run', class_weights=weights, **how)
+    assert not (tmp_path / 'run').exists()
 
 
 # The parts

@@ -11,7 +11,7 @@ from .rnn import GradientClip
 
 # %% ../../nbs/training/31_accumulate.ipynb #db8e6e28
 class GradientAccumulation(Callback):
-    "Changes the weights only when `n_acc` rows were seen, by the mean gradient; the last batch of a pass always does."
+    "Changes the weights when `n_acc` rows were seen, by the gradient of all their targets; and at the end of a pass."
     order = GradientClip.order - 10  # whoever inspects or clips gradients gets the mean
 
     def __init__(self,
@@ -19,34 +19,37 @@ class GradientAccumulation(Callback):
     ):
         if n_acc < 1: raise ValueError(f"n_acc={n_acc} rows make no batch: give the size of one you would like.")
         self.n_acc = n_acc
-        self.seen,self.unit = 0,0  # rows whose gradients wait, and those of the latest batch
+        self.new = 0.              # what the batch at hand counts
+        self._forget()
+
+    def _forget(self): self.seen,self.weight,self.unit = 0,0.,0.  # rows that wait, what they count, the gradients' unit
 
     def before_train(self, learn):
         "Nothing crosses from pass to pass, even where the last step was cancelled."
         if self.seen: learn.zero_grad()
-        self.seen,self.unit = 0,0
+        self._forget()
 
     def after_loss(self, learn):
-        "Bring the gradients that wait to the unit of this batch."
+        "Bring the gradients that wait to the unit of this batch; one without a target has none."
         if not learn.training: return
-        n = _n_rows(learn.x)
-        if self.unit and n != self.unit: _scale_grads(learn.model, self.unit / n)
-        self.unit = n
+        self.new = float(learn.target_weight())
+        if self.unit and self.new and self.new != self.unit: _scale_grads(learn.model, self.unit / self.new)
+        self.unit = self.new or self.unit
 
     def after_backward(self, learn):
         "Let the gradients wait, or make them the mean."
-        self.seen += self.unit
+        self.seen,self.weight = self.seen + _n_rows(learn.x), self.weight + self.new
         if self.seen < self.n_acc and learn.iter + 1 < learn.n_iter: raise CancelStepException
-        if self.seen != self.unit: _scale_grads(learn.model, self.unit / self.seen)
-        self.seen,self.unit = 0,0
+        if self.weight != self.unit: _scale_grads(learn.model, self.unit / self.weight)
+        self._forget()
 
     def state_dict(self):
-        "How many rows wait; their gradients are saved with the run."
-        return {'seen': self.seen, 'unit': self.unit}
+        "How much waits; the gradients are saved with the run."
+        return {'seen': self.seen, 'weight': self.weight, 'unit': self.unit}
 
     def load_state_dict(self, state):
         "Go on counting."
-        self.seen,self.unit = state['seen'],state['unit']
+        self.seen,self.weight,self.unit = state['seen'],state['weight'],state['unit']
 
 
 def _n_rows(x): return _n_rows(x[0]) if isinstance(x, (tuple, list)) else len(x)

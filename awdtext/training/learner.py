@@ -103,7 +103,7 @@ class Loop:
         return len(self.y)
 
     def target_weight(self)->Tensor|int: # What the batch counts
-        "The sum of the targets' weights, where `loss` is a weighted mean; else their number."
+        "What `loss` was divided by: the sum of the targets' weights, or their number."
         weigh = getattr(self.loss_func, 'weigh', None)
         return weigh(self.y) if weigh else self.n_targets()
 

@@ -70,7 +70,7 @@ class Loss:
     def __init__(self,
         func,        # `func(output, target, reduction=…)`, of torch's functional interface
         activation,  # Output -> probabilities or values
-        weigh:Callable|None=None, # Targets -> sum of their weights, if the mean is weighted; else None
+        weigh:Callable|None=None, # Targets -> what the mean divides by; None: their number
         settings:dict|None=None,  # What it was made with, as plain values
     ):
         self.func,self.activation,self.weigh,self.settings = func, activation, weigh, settings or {}
@@ -92,9 +92,8 @@ def cross_entropy_loss(
     "Cross-entropy with softmax, for one class per document; `torch.nn.functional.cross_entropy`'s figures."
     if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing}: use 0 or more, below 1.")
     weight = _numbers(weight)
-    weigh = None if weight is None else partial(_sum_weights, weight)
-    return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1), weigh,
-                {'weight': _listed(weight), 'label_smoothing': label_smoothing})
+    return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1),
+                partial(_sum_weights, weight), {'weight': _listed(weight), 'label_smoothing': label_smoothing})
 
 
 def _numbers(weight): return None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
@@ -102,13 +101,20 @@ def _listed(weight): return None if weight is None else weight.tolist()
 
 
 def _cross_entropy(weight, label_smoothing, output, target, reduction):
-    if weight is not None:                                         # made where the labels were counted, not on the GPU
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        weight = weight.to(output)
-    return F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction=reduction)
+    output,is_mean = output.to(torch.promote_types(output.dtype, torch.float32)), reduction == 'mean'
+    own = None if weight is None else weight.to(output)            # made where the labels were counted, not on the GPU
+    losses = F.cross_entropy(output, target, own, label_smoothing=label_smoothing,
+                             reduction='sum' if is_mean else reduction)
+    return losses / _sum_weights(weight, target).to(losses).clamp(min=1e-30) if is_mean else losses
 
 
-def _sum_weights(weight, target): return weight.float().to(target.device)[target.long()].sum()
+def _sum_weights(weight, target):
+    "What the mean divides by: weights of the targets, or their number, without -100, which is torch's `ignore_index`."
+    if target.is_floating_point(): return torch.tensor(len(target))                  # each is a law over the classes
+    known = target != -100
+    if weight is None: return known.sum()
+    weight = weight.to(target.device, torch.float32 if target.is_mps else torch.float64)
+    return (weight[target.long().clamp(min=0)] * known).sum()
 
 # %% ../../nbs/training/20_losses.ipynb #4f6804da
 def _per_item(func, output, target, reduction='mean'):
