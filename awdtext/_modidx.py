@@ -411,6 +411,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'awdtext.data.imbalance._at_half': ('data/imbalance.html#_at_half', 'awdtext/data/imbalance.py'),
                                         'awdtext.data.imbalance._between': ('data/imbalance.html#_between', 'awdtext/data/imbalance.py'),
                                         'awdtext.data.imbalance._by_name': ('data/imbalance.html#_by_name', 'awdtext/data/imbalance.py'),
+                                        'awdtext.data.imbalance._checked_names': ( 'data/imbalance.html#_checked_names',
+                                                                                   'awdtext/data/imbalance.py'),
                                         'awdtext.data.imbalance._named': ('data/imbalance.html#_named', 'awdtext/data/imbalance.py'),
                                         'awdtext.data.imbalance._one_figure': ( 'data/imbalance.html#_one_figure',
                                                                                 'awdtext/data/imbalance.py'),

@@ -10,6 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.data_block import CategoryBlock, ColReader, DataBlock, MultiCategoryBlock, RegressionBlock, TextBlock
 from awdtext.data.dataloaders import ColSplitter, TextDataLoaders
+from awdtext.data.imbalance import tune_thresholds
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.ensemble import Ensemble
 from awdtext.estimators import AWDTextClassifier, AWDTextEncoder
@@ -271,6 +272,32 @@ def test_where_there_are_no_thresholds():
     with pytest.raises(ValueError, match='both \\(n, n_classes\\)'):
         learn = tagger()
         learn.tune_thresholds(dl=learn.dls.test_dl(texts[:3]))
+
+
+def some(p, y, **options): return tune_thresholds(torch.tensor(p)[:, None], torch.tensor(y)[:, None], **options)
+
+
+@pytest.mark.parametrize('p, y, options, message', [
+    ([.2, float('nan'), .9], [0., 1., 1.], {}, 'from nan to nan are no probabilities'),
+    ([-2., .4, 3.], [0., 1., 1.], {}, 'from -2 to 3 are no probabilities'),
+    ([.2, .4, .9], [0., float('nan'), 1.], {}, 'neither 0 nor 1'),
+    ([.2, .4, .9], [0., .7, 1.], {}, 'neither 0 nor 1'),
+    ([.2, .4, .9], [0., 1., 1.], {'categories': ['a', 'b']}, '2 categories for 1 labels'),
+    ([.2, .4, .9], [0., 1., 1.], {'categories': []}, '0 categories for 1 labels')])
+def test_nothing_is_tuned_on_what_is_no_probability_or_target(p, y, options, message):
+    with pytest.raises(ValueError, match=message): some(p, y, **options)
+
+
+def test_a_metric_that_is_undefined_somewhere():
+    def precision(y, p): return skm.precision_score(y, p, zero_division=np.nan)
+    assert some([.2, .6, .9], [0., 0., 1.], metric=precision).after == [1.]
+    assert some([.2, .3, .4], [0., 0., 1.], metric=precision).after == [1.]      # nothing is predicted at .5
+
+
+def test_thresholds_are_as_exact_as_the_probabilities():
+    p,y = torch.tensor([[.3], [.3 + 1e-12], [.9]], dtype=torch.float64), torch.tensor([[0.], [1.], [1.]])
+    tuned = tune_thresholds(p, y)
+    assert tuned.after == [1.] and torch.equal(p > tuned.thresholds, y.bool())
 
 
 # Several text columns
