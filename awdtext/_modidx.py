@@ -7,6 +7,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'awdtext.cli._csv': ('cli.html#_csv', 'awdtext/cli.py'),
                              'awdtext.cli._file': ('cli.html#_file', 'awdtext/cli.py'),
                              'awdtext.cli._fit': ('cli.html#_fit', 'awdtext/cli.py'),
+                             'awdtext.cli._input_lines': ('cli.html#_input_lines', 'awdtext/cli.py'),
                              'awdtext.cli._is_csv': ('cli.html#_is_csv', 'awdtext/cli.py'),
                              'awdtext.cli._labelled_data': ('cli.html#_labelled_data', 'awdtext/cli.py'),
                              'awdtext.cli._labelled_dl': ('cli.html#_labelled_dl', 'awdtext/cli.py'),

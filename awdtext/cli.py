@@ -308,7 +308,7 @@ def _plain_texts(path, text_col):
     from awdtext.data.dataloaders import read_text
     if path is None: return None
     if _is_csv(_file(path)): return _csv(Path(path), [text_col], [text_col])[text_col].tolist()
-    return [line for line in read_text(path).splitlines() if line.strip()]
+    return [line for line in read_text(path).split('\n') if line.strip()]
 
 # %% ../nbs/58_cli.ipynb #d2a628c8
 def _file(data):
@@ -319,7 +319,7 @@ def _file(data):
 def _csv(path, columns, as_text):
     "A frame with these `columns`, of which those in `as_text` are not taken for numbers."
     import pandas as pd
-    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str))
+    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str), dtype_backend='numpy_nullable')  # 1 stays 1 beside nothing
     missing = [c for c in columns if c not in df.columns]
     if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
     return df
@@ -337,12 +337,14 @@ def _lm_texts(learn, data, text_col):
 
 
 def _labelled_dl(learn, data, text_col, label_col, label_delim):
+    from awdtext.data.dataloaders import split_labels
     labeler = learn.dls.labeler
     are_names = labeler.categories is not None and all(isinstance(c, str) for c in labeler.categories)
     as_text = [text_col, label_col] if are_names else [text_col]
     df = _csv(_file(data), [text_col, label_col], as_text)
-    labels = df[label_col] if label_delim is None else df[label_col].str.split(label_delim, regex=False)
-    return learn.dls.test_dl(df[text_col].tolist(), labels.tolist())
+    labels = df[label_col].tolist()
+    if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
+    return learn.dls.test_dl(df[text_col].tolist(), labels)
 
 # %% ../nbs/58_cli.ipynb #dc258e6b
 def evaluate(
@@ -376,9 +378,14 @@ def predict(
     from awdtext.text_learner import LMLearner, load_learner
     learn = load_learner(model)
     if learn.kind == 'language_model': _check_writer(learn, model, 'predict')
-    for text in texts or (line.rstrip('\n') for line in sys.stdin):
+    for text in texts or _input_lines():
         if isinstance(learn, LMLearner): say(learn.predict(text, 20, temperature=0))
         else: say('\t'.join([*_answer(*learn.predict(text)), ' '.join(text.split())]))
+
+
+def _input_lines():
+    "The lines of standard input, if there is any."
+    for i, line in enumerate(sys.stdin or ()): yield (line if i else line.removeprefix('\ufeff')).rstrip('\n')
 
 
 def _answer(label, idx, probs):
