@@ -303,7 +303,8 @@ def test_of_equal_thresholds_the_nearest_to_a_half_is_taken():
 
 
 def test_neighbours_among_the_floats_are_told_apart():
-    low = torch.tensor([.3, .70000005])
+    low = torch.tensor([.3, .3000001])
+    low[1] = torch.nextafter(low[0], torch.tensor(1.))              # the middle of one of the pairs is its upper one
     high = torch.nextafter(low, torch.ones(2))
     for a, b in zip(low.tolist(), high.tolist()):
         tuned = some([a, b], [0., 1.])

@@ -86,7 +86,7 @@ class Loss:
 
 
 def cross_entropy_loss(
-    weight:Tensor|Sequence|None=None, # Weight of each class, (n_classes,); the mean is then over the targets' weights
+    weight:Tensor|Sequence|None=None, # Weight of each class, from 0 on, (n_classes,); the mean is over targets' weights
     label_smoothing:float=0.,    # Share of the target spread over all classes, in [0, 1)
 )->Loss:                         # For targets of one class index per document
     "Cross-entropy with softmax, for one class per document; `torch.nn.functional.cross_entropy`'s figures."
@@ -105,7 +105,11 @@ def _cross_entropy(weight, label_smoothing, output, target, reduction):
     if weight is not None:                                         # made where the labels were counted, not on the GPU
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         weight = weight.to(output)
-    return F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction=reduction)
+    if weight is None or reduction != 'mean':
+        return F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction=reduction)
+    total = weight[target.long()].sum()                            # of a batch in which nothing counts the loss is 0
+    loss = F.cross_entropy(output, target, weight, label_smoothing=label_smoothing, reduction='sum')
+    return loss * (total > 0) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _sum_weights(weight, target): return weight.float().to(target.device)[target.long()].sum()
