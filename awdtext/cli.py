@@ -319,7 +319,7 @@ def _file(data):
 def _csv(path, columns, as_text):
     "A frame with these `columns`, of which those in `as_text` are not taken for numbers."
     import pandas as pd
-    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str), dtype_backend='numpy_nullable')  # 1 stays 1 beside nothing
+    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str), dtype_backend='numpy_nullable')   # whole numbers stay so
     missing = [c for c in columns if c not in df.columns]
     if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
     return df

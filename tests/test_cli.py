@@ -482,10 +482,12 @@ def test_several_labels(tmp_path, shell):
     expected = ['; '.join(names) or '-', '; '.join(f'{p:.4f}' for p in probs[mask].tolist()) or '-', texts[0]]
     assert shell('predict', tmp_path / 'classifier', texts[0])[1].rstrip('\n').split('\t') == expected
     assert 'give lists, or label_delim' in shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv')[2]
+    learn.thresholds = torch.ones(4)                                                       # which nothing is above
+    assert shell('predict', learn.export(tmp_path / 'none'), texts[0])[1] == f'-\t-\t{texts[0]}\n'
     write(tmp_path, b=frame.assign(label=[f'{l} | {"far" if i % 3 else "near"}|' for i, l in enumerate(labels)]))
     assert shell('evaluate', tmp_path / 'classifier', tmp_path / 'b.csv', *delim) == (status, out, err)
     write(tmp_path, c=frame.assign(label=range(36)))
-    refused(shell('evaluate', tmp_path / 'classifier', tmp_path / 'c.csv', *delim), "the label '0' of row 0 is not among")
+    refused(shell('evaluate', tmp_path / 'classifier', tmp_path / 'c.csv', *delim), "the label '0' of row 0 is not")
 
 
 def test_numbers_as_labels_stay_what_they_are_beside_rows_without(tmp_path, shell):

@@ -40,7 +40,8 @@ def test_class_reports_are_scikit_learns(n_classes, n, several):
 def test_documents_without_labels(method):
     dls = TextDataLoaders.from_texts(['a b c d', 'b c d e'] * 5, [0, 1] * 5, min_freq=1, bs=4, seed=0)
     learn = text_classifier_learner(dls, config=tiny_size)
-    with pytest.raises(ValueError, match='These documents have no labels'): getattr(learn, method)(dl=dls.test_dl(['a b']))
+    dl = dls.test_dl(['a b'])
+    with pytest.raises(ValueError, match='These documents have no labels'): getattr(learn, method)(dl=dl)
 
 
 @pytest.mark.parametrize('n_bins', [1, 5, 10, 33])

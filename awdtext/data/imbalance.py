@@ -149,7 +149,8 @@ def _checked_names(probs, targs, categories):
     if not (probs.min() >= 0 and probs.max() < 1.001):                          # NaN is not, and 1 may be rounded up
         raise ValueError(f"numbers from {probs.min():.3g} to {probs.max():.3g} are no probabilities: give those of "
                          "get_preds, not the model's scores.")
-    if not ((targs == 0) | (targs == 1)).all(): raise ValueError("some targets are neither 0 nor 1: give zeros and ones.")
+    if not ((targs == 0) | (targs == 1)).all():
+        raise ValueError("some targets are neither 0 nor 1: give zeros and ones.")
     names = list(range(probs.shape[1]) if categories is None else categories)
     if len(names) == probs.shape[1]: return names
     raise ValueError(f"{len(names)} categories for {probs.shape[1]} labels: name each once.")
