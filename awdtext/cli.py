@@ -324,7 +324,7 @@ def _plain_texts(path, columns):
     from awdtext.data.dataloaders import read_text
     if path is None: return None
     if _is_csv(_file(path)): return _csv(Path(path), columns, columns)
-    return [line for line in read_text(path).splitlines() if line.strip()]
+    return [line for line in read_text(path).split('\n') if line.strip()]
 
 # %% ../nbs/58_cli.ipynb #d2a628c8
 def _file(data):
@@ -335,7 +335,7 @@ def _file(data):
 def _csv(path, columns, as_text):
     "A frame with these `columns`, of which those in `as_text` are not taken for numbers."
     import pandas as pd
-    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str))
+    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str), dtype_backend='numpy_nullable')   # whole numbers stay so
     missing = [c for c in columns if c not in df.columns]
     if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
     return df
@@ -372,11 +372,13 @@ def _lm_texts(learn, data, text_col):
 
 
 def _labelled_dl(learn, data, text_col, label_col, label_delim):
+    from awdtext.data.dataloaders import split_labels
     labeler,columns = learn.dls.labeler, _text_columns(learn, text_col)
     are_names = labeler.categories is not None and all(isinstance(c, str) for c in labeler.categories)
     df = _csv(_file(data), [*columns, label_col], [*columns, label_col] if are_names else columns)
-    labels = df[label_col] if label_delim is None else df[label_col].str.split(label_delim, regex=False)
-    return learn.dls.test_dl(_documents(df, columns), labels.tolist())
+    labels = df[label_col].tolist()
+    if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
+    return learn.dls.test_dl(_documents(df, columns), labels)
 
 # %% ../nbs/58_cli.ipynb #dc258e6b
 def evaluate(
@@ -415,7 +417,7 @@ def predict(
     learn = load_learner(model)
     if learn.kind == 'language_model': _check_writer(learn, model, 'predict')
     if data: return _predict_table(learn, _file(data), text_col)
-    for text in texts or (line.rstrip('\n') for line in sys.stdin):
+    for text in texts or _input_lines():
         if isinstance(learn, LMLearner): say(learn.predict(text, 20, temperature=0))
         else: _show_answer(learn.predict(_check_marked(text, _fields(learn))), [text])
 
@@ -440,6 +442,11 @@ def _check_marked(text, fields):
 def _show_answer(answer, texts):
     from awdtext.core import say
     say('\t'.join([*_answer(*answer), *(' '.join(text.split()) for text in texts)]))
+
+
+def _input_lines():
+    "The lines of standard input, if there is any."
+    for i, line in enumerate(sys.stdin or ()): yield (line if i else line.removeprefix('\ufeff')).rstrip('\n')
 
 
 def _answer(label, idx, probs):

@@ -147,7 +147,7 @@ def display_mode()->str: # `'notebook'`, `'terminal'` or `'file'`
     ipython = sys.modules.get('IPython')
     shell = ipython.get_ipython() if ipython else None
     if type(shell).__name__ in ('ZMQInteractiveShell', 'Shell'): return 'notebook'  # 'Shell' is Colab's
-    return 'terminal' if sys.stdout.isatty() else 'file'
+    return 'terminal' if sys.stdout and sys.stdout.isatty() else 'file'     # there is none under `>&-`
 
 # %% ../nbs/00_core.ipynb #0e1e3d84
 def wipe_line()->None:

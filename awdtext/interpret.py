@@ -330,7 +330,7 @@ def integrated_gradients(
     n_rows:int=16,    # How many of them are computed at once
 )->Tensor:            # (n,): what each row of `x` contributes to `f(x) - f(0)`
     "Integrated gradients along the straight line from zero to `x`."
-    nodes,weights = np.polynomial.legendre.leggauss(n_steps)
+    nodes,weights = np.polynomial.legendre.leggauss(positive_int(n_steps, 'n_steps'))
     alphas,weights = (torch.as_tensor(o, dtype=x.dtype, device=x.device) for o in ((nodes + 1) / 2, weights / 2))
     total = torch.zeros_like(x)
     for a, w in progress(list(zip(alphas.split(n_rows), weights.split(n_rows))), label='steps'):

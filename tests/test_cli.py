@@ -293,6 +293,12 @@ def test_prediction_from_arguments_and_standard_input(made, shell, monkeypatch):
     monkeypatch.setattr('sys.stdin', iter(['The cat sat\n', 'The owl sat\n', '\n', 'no line end']))
     out = shell('predict', model)[1]
     assert len(out.splitlines()) == 4 and out.splitlines()[0] == '\t'.join(rows[0])
+    monkeypatch.setattr('sys.stdin', iter(['\ufeffThe cat sat\n', 'The owl sat\n']))      # a byte order mark
+    assert shell('predict', model)[1].splitlines()[0] == '\t'.join(rows[0])
+    monkeypatch.setattr('sys.stdin', None)                                                 # closed, by <&-
+    assert shell('predict', model) == (0, '', '')
+    monkeypatch.setattr('sys.stdout', None)                                                # closed, by >&-
+    assert main(['predict', str(model), 'The cat sat']) == 0
 
 
 def said_of(learn, row, *texts):
@@ -479,7 +485,7 @@ def test_other_tokens_than_words(tokens, unit, tmp_path, shell):
 def test_ulmfit_on_characters_in_both_directions(tmp_path, shell):
     "And what the shell does with an ensemble."
     write(tmp_path, a=frame)
-    write(tmp_path, b=[f'{text} And more .' for text in texts])
+    write(tmp_path, b=[f'{text} And\u2028more\x0c.' for text in texts])           # which end no line
     argv = ['ulmfit', '--labelled', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--config', 'small',
             '--texts', tmp_path / 'b.txt']
     status,out,err = shell(*argv, '--lm-epochs', 1, '--tokens', 'chars', '--direction', 'both')
@@ -561,6 +567,21 @@ def test_several_labels(tmp_path, shell):
     expected = ['; '.join(names) or '-', '; '.join(f'{p:.4f}' for p in probs[mask].tolist()) or '-', texts[0]]
     assert shell('predict', tmp_path / 'classifier', texts[0])[1].rstrip('\n').split('\t') == expected
     assert 'give lists, or label_delim' in shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv')[2]
+    learn.thresholds = torch.ones(4)                                                       # which nothing is above
+    assert shell('predict', learn.export(tmp_path / 'none'), texts[0])[1] == f'-\t-\t{texts[0]}\n'
+    write(tmp_path, b=frame.assign(label=[f'{l} | {"far" if i % 3 else "near"}|' for i, l in enumerate(labels)]))
+    assert shell('evaluate', tmp_path / 'classifier', tmp_path / 'b.csv', *delim) == (status, out, err)
+    write(tmp_path, c=frame.assign(label=range(36)))
+    refused(shell('evaluate', tmp_path / 'classifier', tmp_path / 'c.csv', *delim), "the label '0' of row 0 is not")
+
+
+def test_numbers_as_labels_stay_what_they_are_beside_rows_without(tmp_path, shell):
+    write(tmp_path, a=frame.assign(label=pd.array([i % 2 if i % 6 else None for i in range(36)], dtype='Int64')))
+    argv = ['--out', tmp_path / 'out', '--config', 'small', '--lm-epochs', 1]
+    status,out,err = shell('ulmfit', '--labelled', tmp_path / 'a.csv', *argv)
+    assert (status, err) == (0, '') and '6 labelled rows without a label' in out
+    assert load_learner(tmp_path / 'out/classifier').dls.categories == [0, 1]
+    assert shell('predict', tmp_path / 'out/classifier', texts[0])[1][:2] in ('0\t', '1\t')
 
 
 def test_models_that_only_python_makes(tmp_path, shell):

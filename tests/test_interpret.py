@@ -121,6 +121,7 @@ def test_more_nodes_leave_no_gap():
     f = lambda at: at.tanh().prod(1).sum(1) + at.sum((1, 2)).sigmoid()
     change = (f(x[None]) - f(0 * x[None])).item()
     assert integrated_gradients(f, x, 64, 5).sum().item() == pytest.approx(change, abs=1e-9)
+    with pytest.raises(ValueError, match='n_steps=0'): integrated_gradients(f, x, 0)
 
 
 def test_figures_are_those_of_scikit_learn():

@@ -10,6 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.data_block import CategoryBlock, ColReader, DataBlock, MultiCategoryBlock, RegressionBlock, TextBlock
 from awdtext.data.dataloaders import ColSplitter, TextDataLoaders
+from awdtext.data.imbalance import tune_thresholds
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.ensemble import Ensemble
 from awdtext.estimators import AWDTextClassifier, AWDTextEncoder
@@ -271,6 +272,73 @@ def test_where_there_are_no_thresholds():
     with pytest.raises(ValueError, match='both \\(n, n_classes\\)'):
         learn = tagger()
         learn.tune_thresholds(dl=learn.dls.test_dl(texts[:3]))
+
+
+def some(p, y, **options): return tune_thresholds(torch.tensor(p)[:, None], torch.tensor(y)[:, None], **options)
+
+
+@pytest.mark.parametrize('p, y, options, message', [
+    ([.2, float('nan'), .9], [0., 1., 1.], {}, 'from nan to nan are no probabilities'),
+    ([-2., .4, 3.], [0., 1., 1.], {}, 'from -2 to 3 are no probabilities'),
+    ([.2, .4, .9], [0., float('nan'), 1.], {}, 'neither 0 nor 1'),
+    ([.2, .4, .9], [0., .7, 1.], {}, 'neither 0 nor 1'),
+    ([.2, .4, .9], [0., 1., 1.], {'categories': ['a', 'b']}, '2 categories for 1 labels'),
+    ([.2, .4, .9], [0., 1., 1.], {'categories': []}, '0 categories for 1 labels')])
+def test_nothing_is_tuned_on_what_is_no_probability_or_target(p, y, options, message):
+    with pytest.raises(ValueError, match=message): some(p, y, **options)
+
+
+def test_a_metric_that_is_undefined_somewhere():
+    def precision(y, p): return skm.precision_score(y, p, zero_division=np.nan)
+    assert some([.2, .6, .9], [0., 0., 1.], metric=precision).after == [1.]
+    assert some([.2, .3, .4], [0., 0., 1.], metric=precision).after == [1.]      # nothing is predicted at .5
+
+
+def test_of_equal_thresholds_the_nearest_to_a_half_is_taken():
+    assert some([.1, .3, .7, .75, .9], [0., 1., 1., 1., 1.]).thresholds.tolist() == pytest.approx([.2])
+    figures = {0: 0., 1: 2., 2: 1., 3: 2., 4: 0.}                   # by how many are predicted
+    tuned = some([.2, .4, .58, .9], [0., 1., 1., 1.], metric=lambda y, p: figures[int(p.sum())])
+    assert tuned.thresholds.tolist() == pytest.approx([.3]) and tuned.before == [1.] and tuned.after == [2.]
+    assert some([.1, .45, .9], [0., 0., 1.]).thresholds.tolist() == [.5], "as good as any"
+
+
+def test_neighbours_among_the_floats_are_told_apart():
+    low = torch.tensor([.3, .3000001])
+    low[1] = torch.nextafter(low[0], torch.tensor(1.))              # the middle of one of the pairs is its upper one
+    high = torch.nextafter(low, torch.ones(2))
+    for a, b in zip(low.tolist(), high.tolist()):
+        tuned = some([a, b], [0., 1.])
+        assert tuned.after == [1.] and (torch.tensor([a, b]) > tuned.thresholds).tolist() == [False, True]
+
+
+@pytest.mark.filterwarnings('ignore:Precision is ill-defined')
+@pytest.mark.parametrize('metric', [skm.precision_score, skm.recall_score])
+def test_a_metric_gets_targets_and_predictions_in_this_order(metric):
+    assert some([.2, .6, .7, .9], [0., 0., 1., 0.], metric=metric).before == pytest.approx(
+        [metric([0, 0, 1, 0], [0, 1, 1, 1])])
+    assert some([.2, .45, .7, .9], [0., 0., 1., 0.], metric=metric).before == pytest.approx(
+        [metric([0, 0, 1, 0], [0, 0, 1, 1])])
+
+
+def test_figures_of_a_label_that_no_document_has():
+    with pytest.warns(UserWarning, match='No document here is of 0'):
+        tuned = some([.2, .6, .9], [0., 0., 0.], metric=skm.accuracy_score)
+    assert (tuned.before, tuned.after) == (pytest.approx([1 / 3]),) * 2
+    with pytest.warns(UserWarning, match='No document here is of 0'): tuned = some([.2, .4], [0., 0.])
+    assert (tuned.before, tuned.after, tuned.n) == ([0.], [0.], [0])
+
+
+def test_the_table_of_thresholds():
+    p,y = torch.tensor([[.2, .6], [.3, .2], [.9, .4]]), torch.tensor([[0., 1.], [1., 0.], [1., 0.]])
+    assert repr(tune_thresholds(p, y, ['one', 'other'])).splitlines() == [
+        '       threshold  before .5   after        n', 'one        0.250      0.667   1.000        2',
+        'other      0.500      1.000   1.000        1', '', 'mean                  0.833   1.000        3']
+
+
+def test_thresholds_are_as_exact_as_the_probabilities():
+    p,y = torch.tensor([[.3], [.3 + 1e-12], [.9]], dtype=torch.float64), torch.tensor([[0.], [1.], [1.]])
+    tuned = tune_thresholds(p, y)
+    assert tuned.after == [1.] and torch.equal(p > tuned.thresholds, y.bool())
 
 
 # Several text columns

@@ -36,6 +36,14 @@ def test_class_reports_are_scikit_learns(n_classes, n, several):
     assert all(str(row.category) in repr(ours) for row in ours.classes)
 
 
+@pytest.mark.parametrize('method', ['class_report', 'calibration', 'calibrate'])
+def test_documents_without_labels(method):
+    dls = TextDataLoaders.from_texts(['a b c d', 'b c d e'] * 5, [0, 1] * 5, min_freq=1, bs=4, seed=0)
+    learn = text_classifier_learner(dls, config=tiny_size)
+    dl = dls.test_dl(['a b'])
+    with pytest.raises(ValueError, match='These documents have no labels'): getattr(learn, method)(dl=dl)
+
+
 @pytest.mark.parametrize('n_bins', [1, 5, 10, 33])
 def test_reliability_is_scikit_learns_curve(n_bins):
     "Of one label, where scikit-learn draws the same; its bins hold their lower edge."

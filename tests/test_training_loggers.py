@@ -63,6 +63,8 @@ def test_a_new_run_replaces_the_file_and_append_keeps_it(tmp_path):
     assert as_read(tmp_path / 'history.csv') == first
     second = run(append=True)
     assert as_read(tmp_path / 'history.csv') == first + second
+    path = tmp_path / 'history.csv'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())   # saved by a spreadsheet
     third = run(append=True)
     assert as_read(tmp_path / 'history.csv') == first + second + third
 

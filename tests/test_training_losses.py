@@ -59,6 +59,16 @@ def test_losses_of_items_can_be_copied_and_say_when_there_are_no_labels(loss, ta
     with pytest.raises(ValueError, match="no labels"): loss(out, None)
 
 
+@pytest.mark.parametrize('smoothing', [0., .2])
+def test_a_batch_of_classes_that_do_not_count(smoothing):
+    loss,output = cross_entropy_loss([1., 0.], smoothing), torch.randn(3, 2, requires_grad=True)
+    nothing = loss(output, torch.ones(3, dtype=torch.long))
+    assert nothing.item() == 0. and not torch.autograd.grad(nothing, output)[0].any()
+    y = torch.tensor([0, 1, 1])
+    torch.testing.assert_close(loss(output, y), F.cross_entropy(output, y, torch.tensor([1., 0.]),
+                                                                label_smoothing=smoothing))
+
+
 def test_cross_entropy_weights_move_to_where_the_output_is():
     loss,y = cross_entropy_loss(weight=torch.tensor([1., 4.])),torch.tensor([0, 1])
     out = torch.randn(2, 2, dtype=torch.float64)         # another type stands for another device

@@ -191,8 +191,8 @@ def split_labels(
     y,               # Labels in one string
     label_delim:str, # What stands between them
 )->list[str]:
-    "The labels in `y`, of which there may be none; what is missing stays so."
-    return y.split(label_delim) if isinstance(y, str) and y else [] if y == '' else y
+    "The labels in `y`, without blanks around them; there may be none. What is missing stays so."
+    return [name for part in y.split(label_delim) if (name := part.strip())] if isinstance(y, str) else y
 
 # %% ../../nbs/data/07_dataloaders.ipynb #f3996340
 def row_text(

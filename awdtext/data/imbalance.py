@@ -89,8 +89,9 @@ def best_threshold(
     cuts,targs = torch.cat([_between(probs), probs.new_tensor([.5])]), targs.double()
     if metric == 'f1': figures = _all_f1(probs, targs, cuts)
     else: figures = torch.tensor([_one_figure(metric, probs > cut, targs) for cut in cuts], dtype=torch.float64)
-    best = figures.max()
-    if not best > figures[-1]: return .5, figures[-1].item(), figures[-1].item()
+    known = figures.masked_fill(figures.isnan(), -torch.inf)    # a metric may be undefined where nothing is predicted
+    best = known.max()
+    if not best > known[-1]: return .5, figures[-1].item(), figures[-1].item()
     equal = cuts[figures == best]
     return equal[(equal - .5).abs().argmin()].item(), figures[-1].item(), best.item()
 
@@ -106,7 +107,7 @@ def _one_figure(metric, guess, targs): return float(metric(targs.long().numpy(),
 class TunedThresholds(NamedTuple):
     "For each label the probability above which it is predicted, and what that brings on the data it was tuned on."
     categories:list      # Names of the labels
-    thresholds:Tensor    # (n_classes,), float32
+    thresholds:Tensor    # (n_classes,), float32, or float64 where the probabilities are
     before:list[float]   # The figure at .5
     after:list[float]    # The figure at the threshold
     n:list[int]          # How many documents have the label
@@ -130,16 +131,30 @@ def tune_thresholds(
     "For each label the threshold that is best for `metric`."
     if metric != 'f1' and not callable(metric):
         raise ValueError(f"metric={metric!r}: use 'f1', or a function of targets and predictions, as scikit-learn's.")
-    if targs is None or probs.ndim != 2 or targs.shape != probs.shape or not len(probs):
-        raise ValueError("thresholds are tuned on probabilities and targets of zeros and ones, both (n, n_classes), of "
-                         "documents that may have several labels.")
-    names,n = list(range(probs.shape[1]) if categories is None else categories), (targs > .5).sum(0).tolist()
+    names = _checked_names(probs, targs, categories)
+    n = (targs > .5).sum(0).tolist()
     rows = [best_threshold(probs[:, i], targs[:, i], metric) if n[i] else _at_half(probs[:, i], targs[:, i], metric)
             for i in progress(range(len(names)), label='thresholds')]
     absent = [name for name, k in zip(names, n) if not k]
     if absent: warnings.warn(f"No document here is of {_named(absent)}: the threshold stays at 0.5.", stacklevel=2)
     cuts,before,after = map(list, zip(*rows))
-    return TunedThresholds(names, torch.tensor(cuts), before, after, n)
+    return TunedThresholds(names, torch.tensor(cuts, dtype=torch.promote_types(probs.dtype, torch.float32)), before,
+                           after, n)
+
+
+def _checked_names(probs, targs, categories):
+    "The names of the labels, if thresholds can be tuned on these probabilities and targets."
+    if targs is None or probs.ndim != 2 or targs.shape != probs.shape or not probs.numel():
+        raise ValueError("thresholds are tuned on probabilities and targets of zeros and ones, both (n, n_classes), of "
+                         "documents that may have several labels.")
+    if not (probs.min() >= 0 and probs.max() < 1.001):                          # NaN is not, and 1 may be rounded up
+        raise ValueError(f"numbers from {probs.min():.3g} to {probs.max():.3g} are no probabilities: give those of "
+                         "get_preds, not the model's scores.")
+    if not ((targs == 0) | (targs == 1)).all():
+        raise ValueError("some targets are neither 0 nor 1: give zeros and ones.")
+    names = list(range(probs.shape[1]) if categories is None else categories)
+    if len(names) == probs.shape[1]: return names
+    raise ValueError(f"{len(names)} categories for {probs.shape[1]} labels: name each once.")
 
 # %% ../../nbs/data/09_imbalance.ipynb #2e42fd79
 def tune_learner(

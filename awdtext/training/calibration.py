@@ -16,6 +16,7 @@ from ..data.stream import positive_int
 
 # %% ../../nbs/training/37_calibration.ipynb #163b2c8f
 def _check(probs, targs):
+    if targs is None: raise ValueError("These documents have no labels: use dls.test_dl(texts, labels).")
     if probs.ndim != 2 or not len(probs) or targs.shape not in (probs.shape, probs.shape[:1]):
         raise ValueError(f"probabilities of shape {tuple(probs.shape)} do not fit targets of shape "
                          f"{tuple(targs.shape)}: give (n, n_classes) and (n,), or for several labels the same "

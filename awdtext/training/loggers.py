@@ -48,7 +48,7 @@ class CSVLogger(Callback):
 
 def _read_rows(path):
     if not path.exists(): return []
-    with open(path, newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
+    with open(path, newline='', encoding='utf-8-sig') as f: return list(csv.DictReader(f))  # as spreadsheets write it
 
 
 def _write_rows(path, rows):

@@ -86,7 +86,7 @@ class Loss:
 
 
 def cross_entropy_loss(
-    weight:Tensor|Sequence|None=None, # Weight of each class, (n_classes,); the mean is then over the targets' weights
+    weight:Tensor|Sequence|None=None, # Weight of each class, from 0 on, (n_classes,); the mean is over targets' weights
     label_smoothing:float=0.,    # Share of the target spread over all classes, in [0, 1)
 )->Loss:                         # For targets of one class index per document
     "Cross-entropy with softmax, for one class per document; `torch.nn.functional.cross_entropy`'s figures."
@@ -105,7 +105,9 @@ def _cross_entropy(weight, label_smoothing, output, target, reduction):
     own = None if weight is None else weight.to(output)            # made where the labels were counted, not on the GPU
     losses = F.cross_entropy(output, target, own, label_smoothing=label_smoothing,
                              reduction='sum' if is_mean else reduction)
-    return losses / _sum_weights(weight, target).to(losses).clamp(min=1e-30) if is_mean else losses
+    if not is_mean: return losses
+    total = _sum_weights(weight, target).to(losses)                # of a batch in which nothing counts the loss is 0
+    return losses * (total > 0) / total.clamp(min=1e-30)
 
 
 def _sum_weights(weight, target):
