@@ -119,6 +119,17 @@ def test_training_leaves_out_fewer_tokens_than_rows(n_tokens, options):
     assert dl.n_tokens == y.numel() == (n_tokens - 1) // 5 * 5 and len(set(y.flatten().tolist())) == dl.n_tokens
 
 
+@pytest.mark.parametrize('options', [{}, dict(random_bptt=True), dict(reset_at_docs=True)])
+def test_windows_go_on_where_the_last_one_ended_also_from_block_to_block(options):
+    "Batches are views of blocks of 64; writing into one changes no other."
+    batches = list(LMDataLoader(numbered(5_001), bs=5, seq_len=7, seed=1, **options))
+    assert len(batches) > 128
+    x,y = (torch.cat([getattr(b[i], 'ids', b[i]) for b in batches], 1) for i in (0, 1))
+    assert x.equal(torch.arange(5_000).view(5, -1)) and y.equal(x + 1)
+    for x, _ in batches: getattr(x, 'ids', x).zero_()
+    assert torch.cat([y for _, y in batches], 1).equal(torch.arange(1, 5_001).view(5, -1))
+
+
 def test_fixed_windows_are_fastais():
     "fastai: bl = round_down(n - 1, bs) // bs, windows of seq_len, the last one shorter."
     ids = torch.arange(1001, dtype=torch.int32)
