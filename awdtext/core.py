@@ -112,6 +112,21 @@ def _ask_for_huge_pages(libc, n_bytes):
 
 
 _MMAP_MAX,_MMAP_THRESHOLD,_TRIM_THRESHOLD = -4,-3,-1  # options in malloc.h
+
+
+def _keep(libc, n_bytes):
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, -1)                                           # never
+    _ask_for_huge_pages(libc, n_bytes)
+
+
+def _give_back(libc):
+    "The options as glibc has them by itself after large blocks."
+    for option, value in ((_MMAP_MAX, 2**16), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26)):
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
+
+# %% ../nbs/00_core.ipynb #75c5e9d8
 _keepers = []                                         # who is within `pages_kept` now
 
 
@@ -127,19 +142,6 @@ def pages_kept(
     finally:                                           # the last one gives back, which in threads need not be the first
         libc = _keepers.pop()
         if libc: _give_back(libc)
-
-
-def _keep(libc, n_bytes):
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, -1)                                           # never
-    _ask_for_huge_pages(libc, n_bytes)
-
-
-def _give_back(libc):
-    "The options as glibc has them by itself after large blocks."
-    for option, value in ((_MMAP_MAX, 2**16), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26)):
-        libc.mallopt(option, value)
-    libc.malloc_trim(0)
 
 # %% ../nbs/00_core.ipynb #6a3665e0
 def display_mode()->str: # `'notebook'`, `'terminal'` or `'file'`

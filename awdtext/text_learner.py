@@ -110,7 +110,7 @@ def _check_reading(bundle, dls, source):
                       "words that only one of them makes cannot be matched. Give both the same tok_tfm and rules.",
                       stacklevel=4)
 
-
+# %% ../nbs/50_text_learner.ipynb #667cced1
 def _tokenizer_state(tok):
     "What a file would hold of `tok`, or a text that no file holds."
     try: return tok and json.loads(json.dumps(tok.to_dict()))
