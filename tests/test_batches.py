@@ -59,6 +59,17 @@ def test_labels_nothing_can_be_learned_from(labels, message):
     with pytest.raises(ValueError, match=message): Categorize.from_labels(labels)
 
 
+@pytest.mark.parametrize('label', [['a'], ['a', 'b'], ('a', 'b'), {'a'}, [], np.array(['a', 'b']),
+                                   torch.tensor([1, 2])], ids=repr)
+def test_a_list_is_no_category(label):
+    for learn in (Categorize.from_labels, Categorize(['a', 'b'])):
+        with pytest.raises(ValueError) as e: learn(['a', label, 'b'], rows=['x', 'y', 'z'])
+        assert str(e.value).startswith(f"the label of row 'y' is {label!r}, where one category is expected.")
+        assert 'y_block=MultiCategoryBlock' in str(e.value)
+    with pytest.raises(ValueError, match='where one category is expected'): MultiCategorize.from_labels([['a', label]])
+    assert Categorize.from_labels([np.array('a'), np.str_('b')]).categories == ['a', 'b']       # which are no lists
+
+
 def test_unknown_label_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="label 'c' of row 9 is not among the categories .* part: 'a', 'b'"):
         Categorize(['a', 'b'])(['a', 'c'], rows=[8, 9])

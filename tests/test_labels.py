@@ -55,6 +55,29 @@ def trained(learn):
     return learn
 
 
+# Lists where one label is asked for
+
+def test_lists_of_labels_for_a_classifier_of_one_label(tmp_path):
+    "Wherever they come from."
+    lists,block = [[label] for label in labels], CategoryBlock
+    message = "is .*'pet'.*, where one category is expected.*give y_block=MultiCategoryBlock"
+    frame = pd.DataFrame({'text': texts, 'label': lists, 'a': labels, 'b': labels})
+    blocks = TextBlock.from_df('text', tok=BaseTokenizer()), CategoryBlock
+    for make in (lambda: data(lists, y_block=block), lambda: data(y_block=block, valid_labels=lists[::5] + lists[:6]),
+                 lambda: TextDataLoaders.from_df(frame, label_col='label', y_block=block, **plain),
+                 lambda: TextDataLoaders.from_df(frame, label_col=['a', 'b'], y_block=block, **plain),
+                 lambda: TextDataLoaders.from_df(frame, label_col='a', label_delim=';', y_block=block, **plain),
+                 lambda: DataBlock(blocks, get_y=ColReader('label')).dataloaders(frame),
+                 lambda: data().test_dl(texts, lists),
+                 lambda: ulmfit(None, (texts, lists), tmp_path / 'out', y_block=block),
+                 lambda: ulmfit(None, (texts, labels), tmp_path / 'out', valid=(['Else .'], lists[:1])),
+                 lambda: ulmfit(None, (texts, labels), tmp_path / 'out', test=(['Else .'], lists[:1]))):
+        with pytest.raises(ValueError, match=message): make()
+    assert not (tmp_path / 'out').exists()
+    with pytest.raises(ValueError, match='y should be a 1d array|setting an array element'):
+        AWDTextClassifier().fit(texts, [['pet', 'wild']] * 36)
+
+
 # Class weights
 
 @pytest.mark.parametrize('val_bs', [1, 3, 7, 64])

@@ -34,6 +34,14 @@ def _check_missing(labels, rows=None):
             raise ValueError(f"the label of row {_row(i, rows)!r} is missing ({label}): drop that row or label it.")
 
 
+def _check_single(labels, rows=None):
+    _check_missing(labels, rows)
+    for i, label in enumerate(labels):
+        if isinstance(label, (list, tuple, set, dict)) or getattr(label, 'ndim', 0):
+            raise ValueError(f"the label of row {_row(i, rows)!r} is {label!r}, where one category is expected. For a "
+                             "list of categories for each document give y_block=MultiCategoryBlock.")
+
+
 def _row(i, rows): return i if rows is None else _plain(rows[i])
 
 
@@ -60,7 +68,7 @@ class Categorize:
         rows:Sequence|None=None,  # Names of the documents, for the errors
     )->'Categorize':
         "Categories are the different labels, sorted."
-        _check_missing(labels, rows)
+        _check_single(labels, rows)
         return cls(_sorted_categories(labels))
 
     def __call__(self,
@@ -68,7 +76,7 @@ class Categorize:
         rows:Sequence|None=None,  # Names of the documents, for the errors
     )->Tensor:                    # (n,), int64
         "The index of each label."
-        _check_missing(labels, rows)
+        _check_single(labels, rows)
         return torch.tensor([_look_up(label, self.index, i, rows) for i, label in enumerate(labels)], dtype=torch.long)
 
     def decode(self,
@@ -137,7 +145,7 @@ class MultiCategorize:
 def _check_lists(labels, rows):
     _check_missing(labels, rows)
     for i, names in enumerate(labels):
-        if isinstance(names, (list, tuple, set)): _check_missing(names, [_row(i, rows)] * len(names))
+        if isinstance(names, (list, tuple, set)): _check_single(names, [_row(i, rows)] * len(names))
         else: raise ValueError(f"the label of row {_row(i, rows)!r} is {names!r}, not a list of categories: "
                                "give lists, or label_delim to split it at.")
 
