@@ -1,4 +1,5 @@
 "From files, frames, folders and lists to a pair of loaders; and what is said when that cannot be."
+import csv
 import json
 import pickle
 import random
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from awdtext.core import seed_all
 from awdtext.data import dataloaders
 from awdtext.data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
-from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, numericalize_texts, get_text_files
+from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, get_text_files, numericalize_texts, read_csv
 from awdtext.data.stream import LMDataLoader
 from awdtext.data.tokenizer import BaseTokenizer, DocumentError, Tokenizer, special_tokens
 from awdtext.data.vocab import Vocab
@@ -217,6 +218,53 @@ def test_csv(tmp_path):
 def test_missing_text_in_a_csv_is_named(tmp_path):
     write(tmp_path, {'labels.csv': 'text,label\ngood,1\n,0\nbad,0\n'})
     with pytest.raises(ValueError, match=r'the text of row 1 is missing \(nan\)'): TextDataLoaders.from_csv(tmp_path)
+
+
+not_missing = 'NA None null nan NaN N/A n/a NULL #N/A <NA> -nan NONE 1.#IND'.split()
+
+
+def test_only_an_empty_cell_is_missing(tmp_path):
+    "Beside python's own reader."
+    with open(tmp_path/'a.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([['text', 'label'], *zip(not_missing, not_missing[::-1]), ['', 'a'], ['b', '']])
+    with open(tmp_path/'a.csv', newline='') as f: expected = list(csv.DictReader(f))
+    for how in ({}, dict(as_text=['text', 'label']), dict(nullable=True)):
+        df = read_csv(tmp_path/'a.csv', **how)
+        assert df.fillna('').to_dict('records') == expected and df.isna().sum().tolist() == [1, 1]
+    rows = [f'{text},{label}\n' for text, label in zip(not_missing * 3, ['None', 'NA', 'nan'] * 13)]
+    write(tmp_path, {'labels.csv': 'text,label\n' + ''.join(rows)})
+    dls = TextDataLoaders.from_csv(tmp_path, **plain)
+    assert dls.categories == ['NA', 'None', 'nan'] and len(dls.train.corpus) + len(dls.valid.corpus) == 39
+    for gap, message in (',NA', 'the text of row 39 is missing'), ('null,', 'the label of row 39 is missing'):
+        write(tmp_path, {'labels.csv': 'text,label\n' + ''.join(rows) + gap + '\n'})
+        with pytest.raises(ValueError, match=message): TextDataLoaders.from_csv(tmp_path, **plain)
+
+
+def test_numbers_beside_empty_cells_stay_numbers(tmp_path):
+    write(tmp_path, {'a.csv': 'text,stars,n,is_valid\na,2.5,1,True\nb,,,False\nc,4,3,False\nd,5,3,False\n'})
+    df = read_csv(tmp_path/'a.csv')
+    assert [str(kind) for kind in df.dtypes[1:]] == ['float64', 'float64', 'bool']
+    assert df.stars.isna().tolist() == [False, True, False, False]
+    assert str(read_csv(tmp_path/'a.csv', nullable=True).n.dtype) == 'Int64'
+    how = dict(label_col='stars', y_block=RegressionSetup, valid_col='is_valid', **plain)
+    with pytest.raises(ValueError, match=r'the label of row 1 is missing \(nan\)'):
+        TextDataLoaders.from_csv(tmp_path, 'a.csv', **how)
+    df.dropna().to_csv(tmp_path/'b.csv', index=False)
+    assert TextDataLoaders.from_csv(tmp_path, 'b.csv', **how).train.targets.tolist() == [4., 5.]
+
+
+def test_a_column_of_a_long_file_is_of_one_type(tmp_path):
+    "Pandas reads such a file in pieces, and would guess for each."
+    write(tmp_path, {'a.csv': 'text,label\n' + ('a long text ' * 9 + ',1\n') * 9000 + 'a,NA\n'})
+    assert set(read_csv(tmp_path/'a.csv').label) == {'1', 'NA'}
+
+
+@pytest.mark.parametrize('content', ['text,label\na,b\na,b,c\n', '', 'text,label\ndéjà,vu\n'.encode('latin-1')],
+                         ids=repr)
+def test_a_csv_that_cannot_be_read_is_named(content, tmp_path):
+    write(tmp_path, {'labels.csv': content})
+    with pytest.raises(ValueError, match=r'labels\.csv cannot be read as a CSV of UTF-8 text: .*[^.]\.$'):
+        TextDataLoaders.from_csv(tmp_path)
 
 
 def test_folder_with_parts(tmp_path):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RandomSplitter', 'split_items', 'Part', 'check_text', 'find_column', 'as_list', 'frame_texts', 'column_names',
            'frame_labels', 'split_labels', 'row_text', 'ColSplitter', 'read_text', 'get_text_files', 'parent_label',
-           'Recipe', 'make_tokenizer', 'LabelBlock', 'as_label_block', 'numericalize_texts', 'label_text', 'show_rows',
-           'TextDataLoaders']
+           'Recipe', 'make_tokenizer', 'LabelBlock', 'as_label_block', 'read_csv', 'numericalize_texts', 'label_text',
+           'show_rows', 'TextDataLoaders']
 
 # %% ../../nbs/data/07_dataloaders.ipynb #88fd436b
 import os
@@ -553,6 +553,23 @@ def _from_df(cls,
     return cls.from_parts(part.split(splitter, df), recipe)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #01acd888
+def read_csv(
+    path:str|Path,               # The file, UTF-8; it may be compressed
+    header:int|str|None='infer', # Row of the column names; None: there are none
+    delimiter:str|None=None,     # What separates columns; None: a comma
+    quoting:int=0,               # As `csv.QUOTE_MINIMAL` and its kin
+    *,
+    as_text:Sequence=(),         # Columns that are not taken for numbers
+    nullable:bool=False,         # Whole numbers beside empty cells stay whole, and empty cells are `pd.NA`, not NaN
+):                               # A DataFrame
+    "The frame that a user's CSV file holds; what is missing there are empty cells, and nothing else."
+    import pandas as pd
+    kinds = {'dtype_backend': 'numpy_nullable'} if nullable else {}
+    try: return pd.read_csv(path, header=header, delimiter=delimiter or ',', quoting=quoting, low_memory=False,
+                            dtype=dict.fromkeys(as_text, str), keep_default_na=False, na_values=[''], **kinds)
+    except ValueError as e: raise ValueError(f"{path} cannot be read as a CSV of UTF-8 text: {str(e).strip()}.") from e
+
+# %% ../../nbs/data/07_dataloaders.ipynb #b0c6aa25
 def _from_csv(cls,
     path:str|Path,                        # The folder
     csv_fname:str|Path='labels.csv',      # The file in it
@@ -580,13 +597,11 @@ def _from_csv(cls,
     n_workers:int|None=None,              # Processes of the tokenizer
     device:torch.device|str|None=None,    # Where batches go
 )->'TextDataLoaders':
-    "Texts, and labels, in the columns of a file."
-    import pandas as pd
-    df = pd.read_csv(Path(path)/csv_fname, header=header, delimiter=delimiter or ',', quoting=quoting)
+    "Texts, and labels, in the columns of a file, in which only an empty cell is missing."
     return cls.from_df(
-        df, path, valid_pct, seed, text_col, label_col, label_delim, y_block, text_vocab, is_lm, valid_col, tok_tfm,
-        seq_len=seq_len, backwards=backwards, bs=bs, val_bs=val_bs, min_freq=min_freq, max_vocab=max_vocab,
-        rules=rules, n_workers=n_workers, device=device)
+        read_csv(Path(path)/csv_fname, header, delimiter, quoting), path, valid_pct, seed, text_col, label_col,
+        label_delim, y_block, text_vocab, is_lm, valid_col, tok_tfm, seq_len=seq_len, backwards=backwards, bs=bs,
+        val_bs=val_bs, min_freq=min_freq, max_vocab=max_vocab, rules=rules, n_workers=n_workers, device=device)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #a605095e
 def _from_folder(cls,
