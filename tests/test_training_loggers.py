@@ -69,6 +69,34 @@ def test_a_new_run_replaces_the_file_and_append_keeps_it(tmp_path):
     assert as_read(tmp_path / 'history.csv') == first + second + third
 
 
+@pytest.mark.parametrize('content', [
+    b'text,label\na film,good\n', b'epoch,loss\n0,1.5\n', b'epoch,train_loss\n0,1.5,2\n', b'epoch,train_loss\n0\n',
+    b'epoch,train_loss,time,time\n0,1,2,3\n', b'epoch,train_loss\n0,d\xe9j\xe0 vu\n', b'x\n',
+    b'a film, or so\n'], ids=repr)
+def test_a_file_that_is_no_record_is_refused_before_training(content, tmp_path):
+    (tmp_path / 'history.csv').write_bytes(content)
+    learn = plain_learner(two_classes(), path=tmp_path)
+    with pytest.raises(ValueError, match=r'history\.csv is no record of training') as e:
+        learn.fit(2, cbs=CSVLogger(append=True))
+    names = content.decode('latin-1').splitlines()[0].split(',')
+    assert 'no CSV of UTF-8 text' in str(e.value) or ', '.join(map(repr, names)) in str(e.value)
+    assert learn.record == [] and learn.recorder.losses == []
+    assert [p.name for p in tmp_path.iterdir()] == ['history.csv']
+    assert (tmp_path / 'history.csv').read_bytes() == content
+
+
+@pytest.mark.parametrize('content', ['', '\n', 'epoch,train_loss\n', 'epoch,train_loss,my_metric\n\n0,1.5,2.5\n'],
+                         ids=repr)
+def test_other_records_and_empty_files_are_gone_on_with(content, tmp_path):
+    "Of another run with other metrics, for one: what a line lacks is empty."
+    (tmp_path / 'history.csv').write_text(content)
+    learn = plain_learner(two_classes(), path=tmp_path)
+    learn.fit(1, cbs=CSVLogger(append=True))
+    *kept,last = as_read(tmp_path / 'history.csv')
+    assert {name: last[name] for name in learn.record[0]} == learn.record[0]
+    assert [row['my_metric'] for row in kept] == [2.5] * ('2.5' in content)
+
+
 def test_two_fits_of_one_learner(tmp_path):
     for append in (False, True):
         learn = plain_learner(two_classes(), path=tmp_path, cbs=CSVLogger('a.csv' if append else 'b.csv', append))

@@ -47,8 +47,23 @@ class CSVLogger(Callback):
 
 
 def _read_rows(path):
+    "The lines of an earlier record; raises if the file is none."
     if not path.exists(): return []
-    with open(path, newline='', encoding='utf-8-sig') as f: return list(csv.DictReader(f))  # as spreadsheets write it
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f:                      # as spreadsheets write it
+            names,*rows = [row for row in csv.reader(f) if row] or [None]
+    except (ValueError, csv.Error) as e:
+        raise ValueError(f"{path} {_no_record} It is no CSV of UTF-8 text: {e}.") from e
+    if names is None: return []
+    bad = [row for row in rows if len(row) != len(names)]
+    if not {'epoch', 'train_loss'} <= set(names) or len(set(names)) < len(names) or bad:
+        why = f" Of {len(rows)} lines {len(bad)} have more or fewer cells." if bad else ''
+        raise ValueError(f"{path} {_no_record} Its columns are {', '.join(map(repr, names))}.{why}")
+    return [dict(zip(names, row)) for row in rows]
+
+
+_no_record = ("is no record of training, to which CSVLogger(append=True) adds: one has columns of different names, "
+              "'epoch' and 'train_loss' among them. Give another fname.")
 
 
 def _write_rows(path, rows):
