@@ -399,7 +399,7 @@ def _advice(learn, seconds, vocab_sz):
     return ' '.join(line for line in lines if line)
 
 # %% ../nbs/50_text_learner.ipynb #db5846f2
-def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
+def _check_stages(learn, n_epoch, finetune_epochs, lr, finetune_lr, wd, cbs, every):
     "The epochs of both stages, unless something cannot be."
     n_epoch = positive_int(n_epoch, 'n_epoch')
     most = n_epoch if finetune_epochs is None else finetune_epochs and positive_int(finetune_epochs, 'finetune_epochs')
@@ -408,6 +408,7 @@ def _check_stages(learn, n_epoch, finetune_epochs, lr, cbs):
         raise ValueError("There is no validation data, which decides over the stages: make dls with a validation part.")
     if rate_is_scheduled([*learn.cbs, *listed(cbs)]):
         raise ValueError("fit_ntasgd trains at a constant rate: leave out the ParamScheduler that sets 'lr'.")
+    for rate in (lr, finetune_lr): learn._fresh_opt(n_epoch, 0, every, rate, wd)
     return n_epoch, most
 
 
@@ -618,9 +619,9 @@ class LMLearner(LMReader, LMWriter, TextLearner):
         every:str='5min',        # How often a checkpoint is written
     )->None:
         "The paper's training: SGD, averaged once the trigger fires; then anew from the best weights, averaged at once."
-        n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, cbs)
-        best = KeepBest(reset_on_fit=False)
         second = lr if finetune_lr is None else finetune_lr
+        n_epoch,most = _check_stages(self, n_epoch, finetune_epochs, lr, second, wd, cbs, every)
+        best = KeepBest(reset_on_fit=False)
         stages = [('ntasgd', 0, n_epoch, lr, [NTASGD(n)]),
                   ('finetune', n_epoch, n_epoch + most, second, [ASGD(start=1), NonmonotoneStopping(n)])]
         with _staged(self):

@@ -78,6 +78,33 @@ def test_an_optimiser_can_be_made_to_forget(how):
     assert (steps(), steps(reset_opt=True)) == ((4, 1) if how == 'fine_tune' else (3, 1))
 
 
+wrong_for_all = [dict(n_epoch=0), dict(start_epoch=-1), dict(start_epoch='1'), dict(every='often'), dict(wd=-1.)]
+fits = ('fit', 'fit_one_cycle', 'fit_flat_cos')
+wrong_calls = [(how, {'n_epoch': 2, **wrong}) for how in fits for wrong in wrong_for_all]
+wrong_calls += [('fit', dict(n_epoch=2, lr=-1.)), ('fit_one_cycle', dict(n_epoch=2, lr_max=slice(0.))),
+                ('fit_one_cycle', dict(n_epoch=2, pct_start=2.)), ('fit_one_cycle', dict(n_epoch=2, moms=(.9, .8))),
+                ('fit_flat_cos', dict(n_epoch=2, pct_start=-1.))]
+wrong_calls += [('fine_tune', {'epochs': 2, **wrong}) for wrong in (
+    dict(epochs=0), dict(freeze_epochs=-1), dict(base_lr=-1.), dict(lr_mult=-1.), dict(every='often'), dict(wd=-1.),
+    dict(pct_start=2.), dict(moms=(.9, .8)))]
+
+
+@pytest.mark.parametrize('how,kwargs', wrong_calls, ids=str)
+def test_what_cannot_be_is_refused_before_anything_is_changed(how, kwargs, capsys):
+    learn = deep()
+    learn.fit(1, 1e-3)
+    learn.freeze_to(1)
+    before,opt,cbs = snapshot(learn.model),learn.opt,list(learn.cbs)
+    hypers = [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups]
+    capsys.readouterr()
+    with pytest.raises(ValueError): getattr(learn, how)(**kwargs, reset_opt=True)
+    assert learn.opt is opt and learn.cbs == cbs and len(learn.record) == 1 and learn.epoch == 0
+    assert [{k: v for k, v in group.items() if k != 'params'} for group in opt.param_groups] == hypers
+    assert [p.requires_grad for p in learn.model.parameters()] == [False] * 2 + [True] * 4
+    assert_same(snapshot(learn.model), before)
+    assert capsys.readouterr() == ('', '')
+
+
 def test_fine_tune_without_a_frozen_part_and_interrupted_in_it(capsys):
     learn,rates = deep(),Rates()
     learn.fine_tune(1, freeze_epochs=0, cbs=rates)

@@ -27,7 +27,7 @@ def steps_without_values(n=2, averaging=None, cbs=()):
     dls.device = torch.device('meta')
     learn = lm_learner(dls, averaging)
     for cb in cbs: learn.add_cb(cb)
-    learn._set_up(1., None)
+    learn._set_up(1, 0, '5min', 1., None, reset=False)
     learn.dl,learn.n_iter,learn.n_epoch,learn.training,learn.totals = dls.train,n + 2,1,True,RunningMean()
     learn._event('before_fit')
     learn._event('before_train')

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
+from operator import index
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from .optim import Adam, make_opt, noted, one_group, same_params, take_hypers
 from .precision import MixedPrecision, choose_precision
 from .progress import ProgressCallback
 from .profile import StepTimer, summarize
-from .resume import RunFolder
+from .resume import RunFolder, parse_every
 from .run import Run, fit_in, fit_settings, saved, set_loaders, sources, take_up
 from awdtext.training.schedule import (LRFinder, ParamScheduler, combine, cosine, flat_cos, lr_range, one_cycle,
     plot_lr_find, valley)
@@ -118,16 +119,21 @@ class Loop:
     def _event(self, name):
         for cb in self._in_order(): getattr(cb, name)(self)
 
-    def _set_up(self, lr, wd, reset=False):
+    def _fresh_opt(self, n_epoch, start_epoch, every, lr, wd):
+        "A new optimiser, if all that is asked for can be done; nothing is changed."
         if self.dls.train is None: raise ValueError("There is no training data: make a learner with data, and load.")
-        fresh = make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
+        _check_plan(n_epoch, start_epoch, every)
+        return make_opt(self.model, self.opt_func, lr, self.wd if wd is None else wd, self.splitter)
+
+    def _set_up(self, n_epoch, start_epoch, every, lr, wd, reset):
+        fresh = self._fresh_opt(n_epoch, start_epoch, every, lr, wd)
         keep = self.opt and not reset and same_params(self.opt, fresh)              # unless layers were replaced
         if keep: take_hypers(self.opt, fresh)                                       # no schedule outlives its fit
         else: self.opt = fresh
         noted(self.opt)                                                             # a copy's is not, nor is another's
 
     def _fit(self, n_epoch, start_epoch, checkpoint=None, every='5min', **how):
-        n_epoch,start_epoch = positive_int(n_epoch, 'n_epoch'),int(start_epoch)
+        n_epoch,start_epoch = index(n_epoch),index(start_epoch)
         if checkpoint is None: return self._loop(n_epoch, start_epoch)
         settings = self.settings({'n_epoch': n_epoch, 'start_epoch': start_epoch, **how})
         with RunFolder(checkpoint, settings, every) as folder: fit_in(folder, self, n_epoch, start_epoch)
@@ -289,7 +295,7 @@ class Loop:
         reset_opt:bool=False, # Forget what the optimiser has gathered in earlier fits
     )->None:
         "Train at a constant rate. Where none is given, a line says which optimiser and rate it is."
-        self._set_up(self.lr if lr is None else lr, wd, reset_opt)
+        self._set_up(n_epoch, start_epoch, every, self.lr if lr is None else lr, wd, reset_opt)
         if lr is None: say(f"{type(self.opt).__name__} at a constant rate of {self.lr}; fit(n, lr=…) takes another.")
         with self._added(cbs): self._fit(n_epoch, start_epoch, checkpoint, every, method='fit')
 
@@ -299,6 +305,21 @@ def listed(
 )->list:
     "The list of callbacks that `cbs` stands for."
     return [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
+
+# %% ../../nbs/training/39_learner.ipynb #660b16cd
+def _check_plan(n_epoch, start_epoch, every):
+    positive_int(n_epoch, 'n_epoch')
+    if not hasattr(start_epoch, '__index__') or index(start_epoch) < 0:
+        raise ValueError(f"start_epoch={start_epoch!r}: use a whole number, 0 or more.")
+    parse_every(every)
+
+
+def _cycle(lr_max, div, div_final, pct_start, moms):
+    "The 1cycle policy: the rate rises while the momentum falls, and back."
+    first,least,last = moms
+    mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
+                                               partial(cosine, start=least, end=last)])
+    return ParamScheduler({'lr': (lr_max, one_cycle(div, div_final, pct_start)), 'mom': (1., mom)})
 
 # %% ../../nbs/training/39_learner.ipynb #cd95a534
 @contextmanager
@@ -342,11 +363,8 @@ class Learner(Loop):
     )->None:
         "Train with the 1cycle policy (Smith and Topin 2017): the rate rises, then falls along a cosine."
         lr_max,moms = self.lr if lr_max is None else lr_max,moms or self.moms
-        self._set_up(lr_max, wd, reset_opt)
-        first,least,last = moms
-        mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
-                                                   partial(cosine, start=least, end=last)])
-        sched = ParamScheduler({'lr': (lr_max, one_cycle(div, div_final, pct_start)), 'mom': (1., mom)})
+        sched = _cycle(lr_max, div, div_final, pct_start, moms)
+        self._set_up(n_epoch, start_epoch, every, lr_max, wd, reset_opt)
         with self._added([sched, *listed(cbs)]):
             self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_one_cycle', div=div, div_final=div_final,
                       pct_start=pct_start, moms=moms)
@@ -366,8 +384,9 @@ class Learner(Loop):
     )->None:
         "Train at a constant rate, then let it fall along a cosine."
         lr = self.lr if lr is None else lr
-        self._set_up(lr, wd, reset_opt)
-        with self._added([ParamScheduler({'lr': (lr, flat_cos(div_final, pct_start))}), *listed(cbs)]):
+        sched = ParamScheduler({'lr': (lr, flat_cos(div_final, pct_start))})
+        self._set_up(n_epoch, start_epoch, every, lr, wd, reset_opt)
+        with self._added([sched, *listed(cbs)]):
             self._fit(n_epoch, start_epoch, checkpoint, every, method='fit_flat_cos', div_final=div_final,
                       pct_start=pct_start)
 
@@ -388,15 +407,17 @@ class Learner(Loop):
         reset_opt:bool=False,  # Let both parts forget what the optimiser has gathered before
     )->None:
         "Train the last group alone, then all, at rates that fall towards the input (fastai's `fine_tune`)."
-        positive_int(epochs, 'epochs')
+        lr = base_lr / 2
+        rates = slice(lr / lr_mult, lr)
+        if freeze_epochs: positive_int(freeze_epochs, 'freeze_epochs')
+        _cycle(rates, div, div_final, pct_start, moms or self.moms)
+        for lrs in (slice(base_lr), rates): self._fresh_opt(positive_int(epochs, 'epochs'), 0, every, lrs, wd)
         parts = [checkpoint and Path(checkpoint) / name for name in ('frozen', 'unfrozen')]
         both = dict(div_final=div_final, wd=wd, moms=moms, cbs=cbs, every=every, reset_opt=reset_opt)
         if freeze_epochs:
             self.freeze().fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, checkpoint=parts[0], **both)
             if self.interrupted: return
-        lr = base_lr / 2
-        self.unfreeze().fit_one_cycle(epochs, slice(lr / lr_mult, lr), div, pct_start=pct_start, checkpoint=parts[1],
-                                      **both)
+        self.unfreeze().fit_one_cycle(epochs, rates, div, pct_start=pct_start, checkpoint=parts[1], **both)
 
     def lr_find(self,
         start_lr:float|None=None, # Where to begin; what suits the optimiser if None
