@@ -7,9 +7,10 @@ __all__ = ['COMMANDS', 'train_lm', 'tune', 'train_classifier', 'ulmfit', 'evalua
            'usage', 'main']
 
 # %% ../nbs/58_cli.ipynb #4fd1d4af
-import json, os, sys, traceback
+import csv, json, os, sys, traceback
 from dataclasses import replace
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -34,6 +35,14 @@ def _source(data):
 
 
 def _is_csv(path): return '.csv' in path.suffixes                            # also .csv.gz
+
+
+def _listed(text, option):
+    "What an option lists, separated and quoted as the cells of a CSV."
+    try: found = next(csv.reader([text], strict=True), [])
+    except csv.Error as e: raise ValueError(f"{option} {text}: {e}. Quote as a CSV does: '\"a, b\",c'.") from e
+    if found and all(found): return found
+    raise ValueError(f"{option} {text!r} leaves something out: names stand there, with commas between.")
 
 
 def _share(path, valid_pct):
@@ -67,15 +76,16 @@ def _tokenizer(tokens, lang, max_vocab=None):
 def _read_lm_data(data, text_col, valid_pct, tokenized, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
+    columns = _listed(text_col, '--text-col')
     if data == 'docstrings' and not tokenized:
-        return TextDataLoaders.from_df(docstrings(), text_col='text', valid_pct=valid_pct, is_lm=True, **rest)
+        return TextDataLoaders.from_df(docstrings(), text_col=columns, valid_pct=valid_pct, is_lm=True, **rest)
     path = _source(data)
     parts = {p: path / f'{p}.txt' for p in ('train', 'valid', 'test')}
     is_folder_of_texts = path.is_dir() and not parts['train'].is_file()
     if tokenized and (_is_csv(path) or is_folder_of_texts):
         raise ValueError("--tokenized is for text files: give a .txt file, or a folder with train.txt and valid.txt.")
     if _is_csv(path):
-        return TextDataLoaders.from_csv(path.parent, path.name, is_lm=True, text_col=text_col, valid_pct=valid_pct,
+        return TextDataLoaders.from_csv(path.parent, path.name, is_lm=True, text_col=columns, valid_pct=valid_pct,
                                         **rest)
     if is_folder_of_texts:
         return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), is_lm=True, **rest)
@@ -115,7 +125,7 @@ def train_lm(
     max_vocab:int=None,     # Largest vocabulary, or number of subwords; 60000 or 8000 if nothing is given
     min_freq:int=3,         # Rarer words or characters are unknown
     valid_pct:float=.1,     # Share of the documents for validation, where there is no validation part
-    text_col:str='text',    # Column of a CSV
+    text_col:str='text',    # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
     tokens:str='words',     # What is predicted, one after the other: words, subwords or chars
     lang:str='en',          # Language whose words are told apart, as spaCy names it
     backwards:bool=False,   # Read texts from their end
@@ -197,7 +207,7 @@ def tune(
     max_vocab:int=None,     # Largest vocabulary, or number of subwords; 60000 or 8000 if nothing is given
     min_freq:int=3,         # Rarer words or characters are unknown
     valid_pct:float=.1,     # Share of the documents for validation, where there is no validation part
-    text_col:str='text',    # Column of a CSV
+    text_col:str='text',    # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
     tokens:str='words',     # What is predicted, one after the other: words, subwords or chars
     lang:str='en',          # Language whose words are told apart, as spaCy names it
     backwards:bool=False,   # Read texts from their end
@@ -228,7 +238,7 @@ def train_classifier(
     bs:int=32,               # Documents in a batch
     drop_mult:float=.5,      # Multiplies all dropouts
     valid_pct:float=.2,      # Share of the documents for validation
-    text_col:str='text',     # Column of the texts in a CSV, or several with commas between: title,body
+    text_col:str='text',     # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
@@ -243,7 +253,7 @@ def train_classifier(
     from awdtext.text_learner import text_classifier_learner
     out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
     seed_all(seed)
-    dls = _labelled_data(data, text_col.split(','), label_col, label_delim, valid_pct, seed=seed, bs=bs,
+    dls = _labelled_data(data, _listed(text_col, '--text-col'), label_col, label_delim, valid_pct, seed=seed, bs=bs,
                          **_reading(encoder, tokens, lang))
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
@@ -280,12 +290,15 @@ def _class_weights(text, labels):
     "Weights as the learner takes them."
     from awdtext.data.dataloaders import label_text
     if text in (None, 'balanced'): return text
-    named,pairs = {label_text(label): label for label in labels}, [part.rpartition('=') for part in text.split(',')]
+    named = {label_text(label): label for label in labels}
+    pairs = [part.rpartition('=') for part in _listed(text, '--class-weights')]
     try: weights = {named.get(name.strip(), name.strip()): float(weight) for name, _, weight in pairs}
     except ValueError: weights = {}
     if len(weights) == len(pairs) and all(name for name, *_ in pairs): return weights
+    example = StringIO()
+    csv.writer(example, lineterminator='').writerow([f'{name}=1' for name in named])
     raise ValueError(f"--class-weights {text}: use balanced, or a weight for each label, with commas between: "
-                     f"{','.join(f'{name}=1' for name in named)}.")
+                     f"{example.getvalue()}.")
 
 # %% ../nbs/58_cli.ipynb #fb251558
 def ulmfit(
@@ -298,7 +311,7 @@ def ulmfit(
     config:str=None,         # Size of the model: small, base or paper; the largest that has the time if not given
     lm_epochs:int=None,      # Passes of the language model at most; as there is time if not given
     valid_pct:float=.2,      # Share of the labelled documents for validation
-    text_col:str='text',     # Column of the texts in a CSV, or several with commas between: title,body
+    text_col:str='text',     # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
@@ -311,7 +324,7 @@ def ulmfit(
     ways = {'forward': False, 'backward': True, 'both': 'both'}
     if direction not in ways: raise ValueError(f"--direction {direction}: use one of {', '.join(ways)}.")
     if labelled is None: raise ValueError("Name the CSV of the labelled texts with --labelled.")
-    tokenizer,columns = _tokenizer(tokens, lang), text_col.split(',')
+    tokenizer,columns = _tokenizer(tokens, lang), _listed(text_col, '--text-col')
     labelled,test = (path and _csv(_file(path), [*columns, label_col], columns) for path in (labelled, test))
     weights = _class_weights(class_weights, [] if label_delim else labelled[label_col].dropna().unique().tolist())
     train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
@@ -334,8 +347,8 @@ def _file(data):
 
 def _csv(path, columns, as_text):
     "A frame with these `columns`, of which those in `as_text` are not taken for numbers."
-    import pandas as pd
-    df = pd.read_csv(path, dtype=dict.fromkeys(as_text, str), dtype_backend='numpy_nullable')   # whole numbers stay so
+    from awdtext.data.dataloaders import read_csv
+    df = read_csv(path, as_text=as_text, nullable=True)
     missing = [c for c in columns if c not in df.columns]
     if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
     return df
@@ -347,7 +360,7 @@ def _fields(learn): return getattr(learn, 'parts', [learn])[0].dls.fields
 def _text_columns(learn, text_col):
     "Those given, else those of training."
     fields = _fields(learn) or ['text']
-    columns = fields if text_col is None else text_col.split(',')
+    columns = fields if text_col is None else _listed(text_col, '--text-col')
     if len(columns) in (1, len(fields)): return columns
     raise ValueError(f"--text-col {text_col} names {len(columns)} columns: this model reads "
                      f"{', '.join(map(repr, fields)) if len(fields) > 1 else 'one'}.")
@@ -384,7 +397,7 @@ def _labelled_dl(learn, data, text_col, label_col, label_delim):
 def evaluate(
     model:str,             # language_model.safetensors or classifier.safetensors
     data:str,              # For a language model a text file or a CSV, for a classifier a CSV
-    text_col:str=None,     # Column of the texts in a CSV, or several with commas between; as in training if not given
+    text_col:str=None,     # Text column of a CSV, or several: title,body or '"a, b",c'; as in training if not given
     label_col:str='label', # Column of the labels in a CSV
     label_delim:str=None,  # What separates several labels of a document
 ):
@@ -407,7 +420,7 @@ def predict(
     model:str,   # classifier.safetensors, or language_model.safetensors for the next words
     *texts:str,  # The texts; lines of standard input if none is given, and no DATA
     data:str=None, # For a classifier: a CSV, whose rows are the texts
-    text_col:str=None, # Its column of the texts, or several with commas between; as in training if not given
+    text_col:str=None, # Its column of the texts, or several: title,body or '"a, b",c'; as in training if not given
 ):
     "Say for each text its label and the probability of that, or how a language model continues it."
     from awdtext.core import say
@@ -567,6 +580,37 @@ def main(
 )->int:                       # Exit status
     "Run the command that the command line names."
     argv = sys.argv[1:] if argv is None else list(argv)
+    try: return _run(argv)
+    except KeyboardInterrupt:
+        print("awdtext: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError: return 141
+    except Exception as e:  # noqa: BLE001 - the one place where errors become a line
+        if os.environ.get('AWDTEXT_DEBUG'): traceback.print_exc()
+        message = e.args[0] if isinstance(e, KeyError) and e.args else e
+        name = ' '.join(['awdtext', *(arg for arg in argv[:1] if arg in COMMANDS)])
+        print(f"{name}: {type(e).__name__}: {' '.join(str(message).split())}", file=sys.stderr)
+        return 1
+    finally: _drop_output()
+
+
+def _run(argv):
+    "The command's exit status, when all that it says is written."
+    try: return _obey(argv)
+    finally: _write_output()
+
+
+def _write_output():
+    if sys.stdout: sys.stdout.flush()                                            # None: closed, by >&-
+
+
+def _drop_output():
+    "What could not be written python would try to write once more at its end, and say so."
+    try: _write_output()
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _obey(argv):
     if not argv or argv[0] in ('-h', '--help', '--version'):
         print(version('awdtext') if argv == ['--version'] else usage())
         return 0 if argv else 2
@@ -574,22 +618,9 @@ def main(
     if name not in COMMANDS:
         print(f"awdtext: there is no command {name!r}: use one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    args = vars(anno_parser(COMMANDS[name], prog=f'awdtext {name}').parse_args(rest))
-    return _run(name, {k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
-
-
-def _run(name, args):
+    parser = anno_parser(COMMANDS[name], prog=f'awdtext {name}')
+    parser.print_help = lambda: print(parser.format_help(), end='')              # argparse's hides that it could not
+    args = {k: v for k, v in vars(parser.parse_args(rest)).items() if k not in ('pdb', 'xtra')}
     given = [args.pop('model'), *args.pop('texts')] if name == 'predict' else []  # which takes any number of texts
-    try: COMMANDS[name](*given, **args)
-    except KeyboardInterrupt:
-        print("awdtext: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())           # for what python still has to say
-        return 141
-    except Exception as e:  # noqa: BLE001 - the one place where errors become a line
-        if os.environ.get('AWDTEXT_DEBUG'): traceback.print_exc()
-        message = e.args[0] if isinstance(e, KeyError) and e.args else e
-        print(f"awdtext {name}: {type(e).__name__}: {' '.join(str(message).split())}", file=sys.stderr)
-        return 1
+    COMMANDS[name](*given, **args)
     return 0

@@ -347,6 +347,71 @@ def test_several_text_columns(command, tmp_path, shell):
     assert shell('predict', model, marked)[1].split('\t')[:2] == said_of(learn, marked).split('\t')
 
 
+@pytest.mark.parametrize('command', ['train-classifier', 'ulmfit'])
+def test_names_with_commas(command, tmp_path, shell):
+    "Columns and labels are quoted as in a CSV."
+    odd = fielded.rename(columns={'title': 'a, "b"', 'body': 'c'})
+    odd['label'] = odd['label'].replace({'pet': 'pet, or so'})
+    write(tmp_path, a=odd)
+    own = ['--labelled', tmp_path / 'a.csv', '--config', 'small', '--lm-epochs', 1]
+    own = own if command == 'ulmfit' else ['--data', tmp_path / 'a.csv', '--epochs', 1]
+    columns = (tmp_path / 'a.csv').read_text().splitlines()[0].removesuffix(',label')
+    status,_,err = shell(command, *own, '--text-col', columns, '--class-weights', '"pet, or so=4",wild=.5',
+                         '--out', tmp_path / 'out')
+    assert (status, err) == (0, '')
+    learn = load_learner(tmp_path / 'out/classifier')
+    assert learn.dls.fields == ['a, "b"', 'c'] and learn.loss_func.settings['weight'] == [4., .5]
+    said = shell('predict', tmp_path / 'out/classifier', '--data', tmp_path / 'a.csv')
+    assert said == shell('predict', tmp_path / 'out/classifier', '--data', tmp_path / 'a.csv', '--text-col', columns)
+    assert said[0] == 0 and len(said[1].splitlines()) == 36
+    for text, message in {'"a, b': 'unexpected end of data. Quote as', '': 'leaves something out',
+                          'c,': 'something out', 'a, "b",c': "no column 'a'"}.items():
+        refused(shell(command, *own, '--text-col', text, '--out', tmp_path / 'no'), message, tmp_path / 'no')
+    refused(shell(command, *own, '--text-col', columns, '--class-weights', 'x', '--out', tmp_path / 'no'),
+            'use balanced, or .*: "pet, or so=1",wild=1', tmp_path / 'no')
+
+
+def test_a_language_model_of_several_text_columns(tmp_path, shell):
+    "Trained and evaluated as python does; its encoder knows every word of a classifier of the same columns, marks too."
+    write(tmp_path, a=fielded, new=fielded[['body', 'title']][::5])
+    argv = ['train-lm', '--data', tmp_path / 'a.csv', '--text-col', 'title,body', '--out', tmp_path / 'lm', *few]
+    status,_,err = shell(*argv)
+    assert (status, err) == (0, '')
+    learn = load_learner(tmp_path / 'lm/language_model')
+    assert learn.dls.fields == ['title', 'body'] and 'xxfld' in learn.dls.vocab
+    marked = [f'xxfld 1 {t} xxfld 2 {b}' for t, b in zip(fielded['title'][::5], fielded['body'][::5])]
+    assert f'perplexity {learn.evaluate(marked).perplexity:.2f}, ' in shell(
+        'evaluate', tmp_path / 'lm/language_model', tmp_path / 'new.csv')[1]
+    seed_all(42)
+    dls = TextDataLoaders.from_df(fielded, text_col=['title', 'body'], valid_pct=.1, is_lm=True, seed=42, min_freq=1)
+    assert learn.dls.vocab == dls.vocab
+    status,out,err = shell('train-classifier', '--data', tmp_path / 'a.csv', '--text-col', 'title,body', '--epochs', 1,
+                           '--encoder', tmp_path / 'lm/encoder', '--out', tmp_path / 'clas')
+    assert (status, err) == (0, '') and ' words matched, 0 are new.' in out
+    assert shell('predict', tmp_path / 'clas/classifier', '--data', tmp_path / 'new.csv')[0] == 0
+    refused(shell(*argv[:4], 'title,none', *argv[5:]), "no column 'none': the columns are 'title', 'body', 'label'")
+    refused(shell('tune', *argv[1:4], 'title,none', '--out', tmp_path / 'study'), "no column 'none'")
+
+
+@pytest.mark.parametrize('command', ['train-classifier', 'ulmfit'])
+def test_words_that_pandas_takes_for_nothing(command, tmp_path, shell):
+    "Are classes and texts like others; what is empty is missing."
+    odd = pd.DataFrame({'text': ['null', 'nan', *texts], 'label': ['None', 'NA', *labels]})
+    odd['label'] = odd['label'].replace({'pet': 'NA', 'wild': 'None'})
+    write(tmp_path, a=odd)
+    own = ['--labelled', tmp_path / 'a.csv', '--config', 'small', '--lm-epochs', 1]
+    own = own if command == 'ulmfit' else ['--data', tmp_path / 'a.csv', '--epochs', 1]
+    status,out,err = shell(command, *own, '--out', tmp_path / 'out')
+    assert (status, err) == (0, '') and 'without a label' not in out
+    model = tmp_path / 'out/classifier'
+    assert load_learner(model).dls.categories == ['NA', 'None']
+    answers = shell('predict', model, '--data', tmp_path / 'a.csv')[1].splitlines()
+    assert [line.split('\t')[2] for line in answers] == odd['text'].tolist()
+    assert '38 documents' in shell('evaluate', model, tmp_path / 'a.csv')[1]
+    write(tmp_path, lm=odd[['text']])
+    assert '35 + 3 documents' in shell('train-lm', '--data', tmp_path / 'lm.csv', '--out', tmp_path / 'lm', *few)[1]
+
+
 def test_tables_that_cannot_be_predicted(made, tmp_path, shell):
     dls = TextDataLoaders.from_df(fielded, text_col=['title', 'body'], label_col='label', bs=4, tok_tfm=BaseTokenizer())
     text_classifier_learner(dls, config=size, path=tmp_path).export('two')
@@ -792,6 +857,31 @@ def test_nobody_reads_on(made):
     process.stdout.close()
     with contextlib.closing(process.stderr): err = process.stderr.read()
     assert (process.wait(60), err) == (141, '')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason="there is no /dev/full")
+@pytest.mark.parametrize('argv', ['', '--help', '--version', 'train-lm --help', 'predict MODEL text',
+                                  'generate MODEL --stream', 'evaluate MODEL DATA'])
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_a_full_disk_behind_the_output(argv, unbuffered, made, monkeypatch):
+    monkeypatch.setenv('PYTHONUNBUFFERED', unbuffered)
+    argv = argv.replace('MODEL', str(made / 'lm/language_model')).replace('DATA', str(made / 'text.txt')).split()
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', tiny, *argv], stdout=full, stderr=subprocess.PIPE, text=True)
+    name = ' '.join(['awdtext', *(arg for arg in argv[:1] if arg in COMMANDS)])
+    assert done.returncode == 1
+    assert done.stderr == f'{name}: OSError: [Errno 28] No space left on device\n'
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_nobody_reads_the_help(unbuffered, monkeypatch):
+    monkeypatch.setenv('PYTHONUNBUFFERED', unbuffered)
+    read,write = os.pipe()
+    os.close(read)
+    for argv in (['--help'], ['generate', '--help']):
+        done = subprocess.run([sys.executable, '-c', tiny, *argv], stdout=write, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (141, '')
+    os.close(write)
 
 
 def test_standard_input_of_a_process(made):
