@@ -34,7 +34,7 @@ def _source(data):
     return path
 
 
-def _is_csv(path): return '.csv' in path.suffixes                            # also .csv.gz
+def _is_csv(path): return '.csv' in [suffix.lower() for suffix in path.suffixes]  # also .csv.gz and .CSV
 
 
 def _listed(text, option):

@@ -165,6 +165,14 @@ def test_compressed_tables_and_other_columns(tmp_path, shell):
     assert shell('train-classifier', *options, '--out', tmp_path / 'clas', '--epochs', 1)[0] == 0
 
 
+def test_tables_whose_names_are_in_capitals(tmp_path, shell):
+    "Are tables too: their commas and labels are no text to learn."
+    frame.to_csv(tmp_path / 'A.CSV', index=False)
+    status,out,err = shell('train-lm', '--data', tmp_path / 'A.CSV', '--out', tmp_path / 'lm', *few)
+    assert (status, err) == (0, '') and '33 + 3 documents' in out and 'pet' not in load_learner(
+        tmp_path / 'lm/language_model').dls.vocab
+
+
 def test_options_reach_the_model(tmp_path, shell):
     write(tmp_path, a=texts)
     out = tmp_path / 'out'
@@ -658,6 +666,8 @@ def test_models_that_only_python_makes(tmp_path, shell):
     status,out,err = shell('predict', tmp_path / 'numbers', texts[0])
     assert (status, err) == (0, '') and isinstance(float(out.split('\t')[0]), float)
     assert shell('evaluate', tmp_path / 'numbers', tmp_path / 'a.csv')[1].endswith('36 documents\n')
+    write(tmp_path, gap=frame.assign(label=[None, *(len(t) for t in texts[1:])]))
+    refused(shell('evaluate', tmp_path / 'numbers', tmp_path / 'gap.csv'), 'the label of row 0 is missing')
     docs = [text.split() for text in texts]
     dls = TextDataLoaders.from_tokens(docs, docs[:9], bs=4)
     language_model_learner(dls, config=size, path=tmp_path).export('tokens')
@@ -775,6 +785,7 @@ def test_models_and_data_that_cannot_be_used(made, tmp_path, shell):
             (['evaluate', clas, tmp_path / 'bare.csv'], "bare.csv has no column 'label'; it has 'text'"),
             (['evaluate', clas, tmp_path / 'odd.csv'], "the label 'odd' of row 0 is not among the categories"),
             (['evaluate', clas, tmp_path / 'gone.csv'], 'the label of row 0 is missing'),
+            (['evaluate', clas, made / 'labelled.csv', '--label-delim', ';'], r"\['pet'\], where one category is expected"),
             (['evaluate', clas, tmp_path / 'none.csv'], 'nothing to read: there are no documents'),
             (['predict', tmp_path / 'nothing', 'a text'], 'There is no file'),
             (['generate', clas], 'classifier.safetensors is a classifier; generate needs a language model')]:
