@@ -205,9 +205,9 @@ def parse(argv=None):
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',
                    help="folder of the language model's encoder")
     p.add_argument('--fresh', action='store_true', help='ignore what earlier commands have done')
-    for name, value in (('bs', 64), ('max-vocab', 10_000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
+    for name, value in (('bs', 32), ('max-vocab', 10_000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
         p.add_argument(f'--{name}', type=int, default=value, help=argparse.SUPPRESS)
-    p.add_argument('--lr', type=float, default=5e-3, help=argparse.SUPPRESS)
+    p.add_argument('--lr', type=float, default=1e-2, help=argparse.SUPPRESS)
     p.add_argument('--sizes', nargs=3, type=int, default=[200, 600, 2], help=argparse.SUPPRESS)
     p.add_argument('--precision', default='bf16', help="'fp32' or 'bf16'")
     p.add_argument('--tokens', default='words', help=argparse.SUPPRESS)  # or 'subwords', for presets.py
