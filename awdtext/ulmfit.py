@@ -46,7 +46,7 @@ class ULMFiTSettings:
     min_freq:int = 3             # Rarer words are unknown
     lm_bs:int = 32               # Rows of a batch of the language model
     seq_len:int = 72             # Mean length of its windows, and the classifier's windows
-    lm_lr:float = 5e-3           # Its rate, which is constant
+    lm_lr:float = 1e-2           # Its highest rate, in one cycle
     lm_drop_mult:float = .1      # Multiplies its dropouts
     lm_patience:int = 2          # Passes without improvement after which it ends
     min_passes:int = 3           # A larger model is not taken if it could not read the texts so often
@@ -373,7 +373,7 @@ def _language_model(job, way):
                                    path=job.out, model_dir='.', precision=job.how['precision'])
     say(f"The {name}:\n{training_report(learn, job.plan['lm_epochs'])}")
     best = KeepBest()
-    job.fit(learn.fit, job.plan['lm_epochs'], s.lm_lr, checkpoint=name.replace(' ', '_'),
+    job.fit(learn.fit_one_cycle, job.plan['lm_epochs'], s.lm_lr, checkpoint=name.replace(' ', '_'),
             cbs=[best, EarlyStopping(patience=s.lm_patience)])
     best.restore(learn)
     job.stage(name, partial(_lm_results, job, learn, way))
@@ -507,7 +507,7 @@ def _way_rows(content, way):
     steps = '; '.join(f'{n} pass(es) from group {group} on at {lr:g}' for group, n, lr in plan['steps'])
     times = [_time(content['seconds'][f'{way} {what}']) for what in ('language model', 'classifier')]
     yield (f'{way} language model', f"{lm['epochs']} of {plan['lm_epochs']} passes over {lm['tokens']:,} tokens, rate "
-           f"{s['lm_lr']:g} (Adam, constant), dropouts times {s['lm_drop_mult']:g}; vocabulary {lm['vocab']:,}, "
+           f"{s['lm_lr']:g} (Adam, one cycle), dropouts times {s['lm_drop_mult']:g}; vocabulary {lm['vocab']:,}, "
            f"{lm['unknown']:.1%} unknown; perplexity {lm['perplexity']:.1f}; {times[0]}")
     yield (f'{way} classifier', f"{clas['epochs']} passes ({steps}; {s['schedule']}, rates divided by "
            f"{s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "

@@ -5,7 +5,7 @@ import random
 import shutil
 from importlib import import_module
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +124,20 @@ def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_p
     assert cells(run('presets', *args)) == rows[-4:] and len(judged) == 4
     quality = set(p.q.labelled(data, 0, 30, 20)[1].index)                          # what quality_classifier.py looks at
     for train,valid in judged: assert len(valid) == 20 and not quality & (valid | train) and not train & valid
+
+
+def test_rates_are_compared_seed_by_seed(data, tmp_path, run):
+    args = ['--data', data, '--only', '32 rows, constant', '16 rows', '--seeds', 0, 1, '--amounts', '130x1', '20x2',
+            '--sizes', 6, 8, 2, '--max-vocab', 100, '--held-out', 20, '--results', tmp_path / 'r.jsonl']
+    first = run('rates', *args)
+    results = [json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines()]
+    assert [(r['seed'], r['n_epoch'], r['bs']) for r in results] == [
+        (seed, n, bs) for seed in (0, 1) for n in (1, 2) for bs in (32, 16)]
+    rows = cells(first)[-2:]
+    assert [row[0] for row in rows] == ['32 rows, constant 5e-3', '16 rows, one cycle up to 1e-2']
+    values = [r['perplexity'] for r in results if (r['bs'], r['n_epoch']) == (16, 2)]
+    assert rows[1][3] == f'{mean(values):.1f} ± {stdev(values):.1f}' and len({r['perplexity'] for r in results}) == 8
+    assert cells(run('rates', *args)) == cells(first)[-4:]
 
 
 def test_ulmfit_prints_its_card_and_what_it_needed(data, tmp_path, run):

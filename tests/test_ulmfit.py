@@ -114,12 +114,14 @@ def test_groups_thaw_one_step_at_a_time_at_rates_of_their_own(tmp_path, monkeypa
     def spy(learn, n_epoch, lr_max, **how):
         groups = [params[0].requires_grad for params in learn.splitter(learn.model)]
         fit(learn, n_epoch, lr_max, **how)
-        seen.append((n_epoch, groups, [group['lr'] for group in learn.opt.param_groups]))
+        seen.append((n_epoch, lr_max, groups, [group['lr'] for group in learn.opt.param_groups]))
     monkeypatch.setattr(Learner, 'fit_one_cycle', spy)
     ulmfit(more, (reviews, labels), tmp_path, **quick)
-    assert [n for n, *_ in seen] == [1, 1, 3]
-    assert [thawed for _, thawed, _ in seen] == [[False] * 3 + [True], [False] * 2 + [True] * 2, [True] * 4]
-    for _, _, rates in seen[1:]: assert [rates[-1] / lr for lr in rates] == pytest.approx([2.6**3, 2.6**2, 2.6, 1])
+    lm,*steps = seen
+    assert lm[:2] == (2, small.lm_lr) and all(lm[2])
+    assert [n for n, *_ in steps] == [1, 1, 3]
+    assert [thawed for _, _, thawed, _ in steps] == [[False] * 3 + [True], [False] * 2 + [True] * 2, [True] * 4]
+    for *_, rates in steps[1:]: assert [rates[-1] / lr for lr in rates] == pytest.approx([2.6**3, 2.6**2, 2.6, 1])
 
 
 # Ensembles
