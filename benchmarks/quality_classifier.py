@@ -10,9 +10,10 @@ reviews, which are in no draw and were not read by the language model.
     python benchmarks/quality_classifier.py --data DIR     # DIR holds imdb/{train,unsup}.csv.gz; in bfloat16
 
 What was chosen, and by what: the language model's size (200/600, two layers) before anything was measured, so that an
-hour is worth two passes; its batches of 32 rows and its rate by `rates.py`, which looks at no label (earlier it had 64
-rows and rates up to 5e-3); the classifier's steps and dropouts by one draw that is none of these, on 2,500 other
-labelled reviews (0.822 with that earlier language model; with the dropouts times .5 0.816).
+hour is worth two passes; its batches of 32 rows by short runs as in `rates.py`, one seed, which look at no label, and
+half of the rate that was best there, as this run is longer (earlier it had 64 rows and rates up to 5e-3); the
+classifier's steps and dropouts by one draw that is none of these, on 2,500 other labelled reviews (0.822 with that
+earlier language model; with the dropouts times .5 0.816).
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was, also within the
 language model.
 """
