@@ -42,6 +42,7 @@ from .models.language_model import LanguageModel, get_language_model
 from .models.lstm import WeightDropLSTM
 from .models.prediction import PreparedLSTM, prepare
 from .models.qrnn import QRNN, WeightDropQRNN
+from .pseudo_labels import PseudoLabels, pseudo_label
 from .report import HTMLReport, training_report, write_report
 from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
 

@@ -315,6 +315,7 @@ def ulmfit(
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
+    pseudo_labels:int=0,     # Texts to which the classifier gives labels, for a second one to learn from
     tokens:str='words',      # What is read: words, subwords or chars
     lang:str='en',           # Language whose words are told apart, as spaCy names it
     seed:int=42,             # Of everything random
@@ -329,7 +330,8 @@ def ulmfit(
     weights = _class_weights(class_weights, [] if label_delim else labelled[label_col].dropna().unique().tolist())
     train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
           label_delim=label_delim, backwards=ways[direction], valid_pct=valid_pct, test=test, minutes=minutes,
-          config=config, lm_epochs=lm_epochs, class_weights=weights, tok_tfm=tokenizer, seed=seed)
+          config=config, lm_epochs=lm_epochs, class_weights=weights, pseudo_labels=pseudo_labels,
+          tok_tfm=tokenizer, seed=seed)
 
 
 def _plain_texts(path, columns):

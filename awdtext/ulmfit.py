@@ -20,12 +20,13 @@ import torch
 from .core import Report, default_device, say, seed_all
 from .data.batches import Categorize, is_missing
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
-    frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
+    frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, read_csv, row_text, split_labels)
 from .data.stream import positive_int
 from .data.tokenizer import Tokenizer
 from .duplicates import near_duplicates
 from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
+from .pseudo_labels import check_single_label, pseudo_label
 from .recipes import Results
 from .report import Pace, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
@@ -61,12 +62,20 @@ class ULMFiTSettings:
     lr_decay:float = 2.6         # A group's rate is the one's above divided by this
     schedule:str = 'one-cycle'   # Of the classifier's rates, in each step: or 'slanted-triangular'
     clas_patience:int = 4        # Passes without improvement after which the last step ends
+    pseudo_pool:int = 10_000     # Texts at most of which the most certain get pseudo-labels
+    pseudo_ratio:int = 2         # Pseudo-labelled documents for each labelled one, which is repeated for that
+    pseudo_bs:int = 32           # Documents in a batch of the classifier that learns from them
+    pseudo_steps:tuple = ((0, 2, 4e-3),)                        # Its steps
 
     def __post_init__(self):
-        for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs'):
+        for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs', 'pseudo_pool',
+                     'pseudo_ratio', 'pseudo_bs'):
             positive_int(getattr(self, name), name)
-        if self.clas_bs < 2: raise ValueError("clas_bs=1: batch normalisation needs two documents to learn from.")
-        if not self.steps: raise ValueError("steps=(): a classifier is trained in one step or more.")
+        for name in ('clas_bs', 'pseudo_bs'):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}=1: batch normalisation needs two documents to learn from.")
+        for name in ('steps', 'pseudo_steps'):
+            if not getattr(self, name): raise ValueError(f"{name}=(): a classifier is trained in one step or more.")
         if self.schedule not in ('one-cycle', 'slanted-triangular'):
             raise ValueError(f"schedule={self.schedule!r}: use 'one-cycle' or 'slanted-triangular'.")
 
@@ -159,6 +168,13 @@ class ULMFiTData:
     valid:Docs         # Its validation
     test:Docs|None     # Looked at once, at the end
     notes:list         # Lines about what was taken out
+
+    def unlabelled(self,
+        n:int,      # So many at most
+    )->list[str]:   # The first of them
+        "Texts of the language model that have no label."
+        labelled = set(map(_key, self.train.texts))
+        return [text for text in self.lm if _key(text) not in labelled][:n]
 
 
 def _key(text): return ' '.join(text.split())
@@ -311,21 +327,21 @@ def _make_plan(job):
     configs,passes,s = _configs(job), job.how['lm_epochs'], job.settings
     if len(configs) == 1 and passes:
         return {'plan': {'config': asdict(configs[0]), 'lm_epochs': passes, 'lm_texts': len(job.data.lm),
-                         'steps': s.steps, 'seconds': None}}
+                         'steps': s.steps, 'pseudo_steps': s.pseudo_steps, 'seconds': None}}
     sample = job.data.lm[:s.sample]
     dls = job.lm_dls(sample)
     vocab_sz = len(dls.vocab) if len(sample) == len(job.data.lm) else s.max_vocab
     per_mac,per_char = _speed(job, dls, configs[-1]), dls.train.corpus.n_tokens / max(sum(map(len, sample)), 1)
     seconds = job.how['minutes'] * 60 / len(job.ways)
-    n_tokens,n_clas = (per_char * sum(map(len, texts)) for texts in (job.data.lm, job.data.train.texts))
+    n_tokens = per_char * sum(map(len, job.data.lm))
     config,passes,share = choose_size(configs, n_tokens, vocab_sz, per_mac, seconds * s.lm_share, passes, s)
-    clas_pass = max(n_clas * per_mac * config.macs_per_token(0), 1e-9)
-    steps = _shortened(s.steps, seconds * (1 - s.lm_share) / clas_pass)
+    per_clas_char = per_char * per_mac * config.macs_per_token(0)
+    steps,pseudo_steps,clas_seconds = _clas_plan(job, per_clas_char, seconds * (1 - s.lm_share))
     lm_seconds = share * passes * n_tokens * per_mac * config.macs_per_token(vocab_sz)
-    spent,lm_texts = [lm_seconds, sum(n for _, n, _ in steps) * clas_pass], max(2, int(share * len(job.data.lm)))
+    spent,lm_texts = [lm_seconds, clas_seconds], max(2, int(share * len(job.data.lm)))
     if lm_texts >= len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
-    return {'plan': {'config': asdict(config), 'lm_epochs': passes, 'steps': steps, 'seconds': spent,
-                     'lm_texts': min(lm_texts, len(job.data.lm))}}
+    return {'plan': {'config': asdict(config), 'lm_epochs': passes, 'steps': steps, 'pseudo_steps': pseudo_steps,
+                     'seconds': spent, 'lm_texts': min(lm_texts, len(job.data.lm))}}
 
 
 def _speed(job, dls, config):
@@ -337,10 +353,19 @@ def _speed(job, dls, config):
     return pace.seconds / pace.tokens / config.macs_per_token(len(dls.vocab))
 
 
-def _shortened(steps, passes):
-    "The steps with fewer passes each, if there is no time for all."
-    share = min(1., passes / sum(n for _, n, _ in steps))
-    return [[group, max(1, round(share * n)), lr] for group, n, lr in steps]
+def _clas_plan(job, per_char, seconds):
+    "The steps of the classifiers, with fewer passes each if there is no time for all, and their seconds."
+    s,train,n_pseudo = job.settings, sum(map(len, job.data.train.texts)), job.how['pseudo_labels']
+    pool = sum(map(len, job.data.unlabelled(s.pseudo_pool))) if n_pseudo else 0
+    pseudo = min(n_pseudo / s.pseudo_pool, 1) * pool * (1 + 1 / s.pseudo_ratio)
+    def spent(steps, pseudo_steps):
+        return per_char * (_passes(steps) * train + _passes(pseudo_steps) * pseudo + pool / 3)   # a third: no gradients
+    share = min(1., seconds / max(spent(s.steps, s.pseudo_steps), 1e-9))
+    steps = [[[group, max(1, round(share * n)), lr] for group, n, lr in part] for part in (s.steps, s.pseudo_steps)]
+    return *steps, spent(*steps)
+
+
+def _passes(steps): return sum(n for _, n, _ in steps)
 
 # %% ../nbs/57_ulmfit.ipynb #b2e57b1b
 def _say_plan(job):
@@ -349,8 +374,9 @@ def _say_plan(job):
     say(f"{_counts(job.data)}.")
     part = '' if plan['lm_texts'] == len(job.data.lm) else f' {plan["lm_texts"]:,} of'
     times = [f': about {_time(s)}' for s in plan['seconds']] if plan['seconds'] else ['', '']
+    second = f", and one on its labels in {_passes(plan['pseudo_steps'])}" if job.how['pseudo_labels'] else ''
     say(f"Plan, {' and '.join(job.ways)}: a language model ({_size(c)}) reads{part} the texts {plan['lm_epochs']} "
-        f"time(s){times[0]}; then a classifier in {sum(n for _, n, _ in plan['steps'])} passes at most{times[1]}."
+        f"time(s){times[0]}; then a classifier in {_passes(plan['steps'])} passes at most{second}{times[1]}."
         + (' Each direction takes that time.' if len(job.ways) > 1 and plan['seconds'] else ''))
 
 
@@ -402,13 +428,14 @@ def _leaks(job):
     return found
 
 # %% ../nbs/57_ulmfit.ipynb #5c23688c
-def _classifier_learner(job, way):
+def _classifier_learner(job, way, train, bs):
     "The untrained classifier on a trained encoder."
     encoder,s,data = (job.out / f'encoder_{way}.safetensors').resolve(), job.settings, job.data
+    seed_all(job.how['seed'])                                                   # the head begins at random
     bundle = read_bundle(encoder, 'encoder')
     dls = TextDataLoaders.from_texts(
-        *data.train, valid=data.valid.texts, valid_labels=data.valid.labels, text_vocab=bundle['vocab'],
-        tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seq_len=s.seq_len, backwards=way == 'backward', bs=s.clas_bs,
+        *train, valid=data.valid.texts, valid_labels=data.valid.labels, text_vocab=bundle['vocab'],
+        tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seq_len=s.seq_len, backwards=way == 'backward', bs=bs,
         val_bs=64, y_block=_label_block(job.data, job.how['y_block']), seed=job.how['seed'], path=job.out)
     dls.fields = job.how['fields']
     weights = job.how['class_weights']
@@ -434,22 +461,25 @@ def _weights(data, y_block, class_weights):
 
 def _classifier(job, way):
     "The trained classifier, or the one that was trained before."
-    name,s = f'{way} classifier', job.settings
-    seed_all(job.how['seed'])                                                   # the head begins at random
-    learn = _classifier_learner(job, way)
+    name,learn = f'{way} classifier', _classifier_learner(job, way, job.data.train, job.settings.clas_bs)
     if job.is_done(name): return learn.load(f'weights_{way}', with_opt=False).unfreeze()
-    say(f"The {name}:\n{training_report(learn.unfreeze(), sum(n for _, n, _ in job.plan['steps']))}")
+    say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['steps']))}")
+    _take_steps(job, learn, job.plan['steps'], name)
+    job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}'))
+    return learn.unfreeze()
+
+
+def _take_steps(job, learn, steps, name):
+    "Gradual unfreezing; the best weights of all steps stay."
     best,n_groups = KeepBest(reset_on_fit=False), len(learn.splitter(learn.model))
-    for i, (group, n, lr) in enumerate(job.plan['steps'], 1):
+    for i, (group, n, lr) in enumerate(steps, 1):
         seed_all(job.how['seed'] + i)
         begin_stage(learn.recorder, i)
         learn.freeze_to(group)
-        cbs = [best] + [EarlyStopping(patience=s.clas_patience)] * (i == len(job.plan['steps']))
-        _fit_step(job, learn, n, s.rates(group, lr, n_groups), f'{way}_classifier/{i}', cbs)
+        cbs = [best] + [EarlyStopping(patience=job.settings.clas_patience)] * (i == len(steps))
+        _fit_step(job, learn, n, job.settings.rates(group, lr, n_groups), f"{name.replace(' ', '_')}/{i}", cbs)
     best.restore(learn)
     begin_stage(learn.recorder, 0)
-    job.stage(name, partial(_classifier_results, learn, way))
-    return learn.unfreeze()
 
 
 def _fit_step(job, learn, n, lr, checkpoint, cbs):
@@ -458,10 +488,47 @@ def _fit_step(job, learn, n, lr, checkpoint, cbs):
     return job.fit(learn.fit, n, lr, checkpoint=checkpoint, cbs=cbs)
 
 
-def _classifier_results(learn, way):
-    learn.save(f'weights_{way}', with_opt=False)
-    return {f'{way} classifier': {**learn.validate_figures(), 'epochs': len(learn.record)},
+def _classifier_results(learn, name, weights):
+    learn.save(weights, with_opt=False)
+    return {name: {**learn.validate_figures(), 'epochs': len(learn.record)},
             'seconds': sum(row['time'] for row in learn.record)}
+
+# %% ../nbs/57_ulmfit.ipynb #7333faaa
+def _second_classifier(job, way, first):
+    "One that has learned from the labels of `first`, too; or `first`, if that is worse."
+    name,s = f'{way} second classifier', job.settings
+    if not job.is_done(name):
+        train,found = job.data.train, _pseudo_labelled(job, way, first)
+        times = max(1, round(len(found.texts) / (s.pseudo_ratio * len(train.texts))))
+        docs = Docs(train.texts * times + found.texts, train.labels * times + found.labels)
+        learn = _classifier_learner(job, way, docs, s.pseudo_bs)
+        say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['pseudo_steps']))}")
+        _take_steps(job, learn, job.plan['pseudo_steps'], name)
+        job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}_second'))
+    return first.load(f'weights_{way}_second', with_opt=False).unfreeze() if _is_taken(job.run.content, way) else first
+
+
+def _is_taken(content, way):
+    "Whether the second classifier is returned: unless it is worse by more than chance, one standard error."
+    first,second = (content[f'{way} {name}']['accuracy'] for name in ('classifier', 'second classifier'))
+    return first - second <= (first * (1 - first) / content['settings']['n_validation']) ** .5
+
+
+def _pseudo_labelled(job, way, learn):
+    "The texts of which the classifier is most certain, and what it calls them."
+    name,file = f'{way} pseudo-labels', job.out / f'pseudo_labels_{way}.csv'
+    pool,n = job.data.unlabelled(job.settings.pseudo_pool), job.how['pseudo_labels']
+    job.stage(name, lambda: {name: _write_pseudo_labels(pseudo_label(learn, pool, n), len(pool), file)})
+    rows = read_csv(file)
+    return Docs([pool[i] for i in rows['number']], [learn.dls.labeler.decode(y) for y in rows['category']])
+
+
+def _write_pseudo_labels(found, n, file):
+    "A table for the eye, too; what the card says of it."
+    import pandas as pd
+    pd.DataFrame({'number': found.idxs, 'category': found.categories, 'label': [*map(label_text, found.labels)],
+                  'margin': found.margins, 'text': found.texts}).to_csv(file, index=False)
+    return {'n': len(found.texts), 'of': n, 'least_margin': min(found.margins)}
 
 # %% ../nbs/57_ulmfit.ipynb #3059a1fd
 def _figures(learn, data):
@@ -504,14 +571,27 @@ def _way_rows(content, way):
     "Two lines on one direction."
     how,plan,s = content['settings'], content['plan'], content['settings']['settings']
     lm,clas = (content[f'{way} {what}'] for what in ('language model', 'classifier'))
-    steps = '; '.join(f'{n} pass(es) from group {group} on at {lr:g}' for group, n, lr in plan['steps'])
     times = [_time(content['seconds'][f'{way} {what}']) for what in ('language model', 'classifier')]
     yield (f'{way} language model', f"{lm['epochs']} of {plan['lm_epochs']} passes over {lm['tokens']:,} tokens, rate "
            f"{s['lm_lr']:g} (Adam, one cycle), dropouts times {s['lm_drop_mult']:g}; vocabulary {lm['vocab']:,}, "
            f"{lm['unknown']:.1%} unknown; perplexity {lm['perplexity']:.1f}; {times[0]}")
-    yield (f'{way} classifier', f"{clas['epochs']} passes ({steps}; {s['schedule']}, rates divided by "
-           f"{s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "
+    yield (f'{way} classifier', f"{clas['epochs']} passes ({_steps_said(plan['steps'])}; {s['schedule']}, rates "
+           f"divided by {s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "
            f"{_said(clas, how['n_validation'])}; {times[1]}")
+    if how['how']['pseudo_labels']: yield _second_row(content, way)
+
+
+def _steps_said(steps): return '; '.join(f'{n} pass(es) from group {first} on at {lr:g}' for first, n, lr in steps)
+
+
+def _second_row(content, way):
+    "A line on pseudo-labels and what came of them."
+    clas,found = content[f'{way} second classifier'], content[f'{way} pseudo-labels']
+    seconds = sum(content['seconds'][f'{way} {what}'] for what in ('pseudo-labels', 'second classifier'))
+    return (f'{way}, second', f"{found['n']:,} of {found['of']:,} texts with labels of the first classifier (margins "
+            f"from {found['least_margin']:.2f}); {_steps_said(content['plan']['pseudo_steps'])}; "
+            f"{_said(clas, content['settings']['n_validation'])}; {_time(seconds)}; "
+            f"{'taken' if _is_taken(content, way) else 'not taken: it is worse on the validation part'}")
 
 # %% ../nbs/57_ulmfit.ipynb #8efe05ee
 def _run(data, out, ways, settings, how):
@@ -571,6 +651,7 @@ def ulmfit(
     lm_epochs:int|None=None,       # Passes of the language model at most; None: as there is time
     drop_mult:float=.1,            # Multiplies the classifier's dropouts
     class_weights=None,            # Of the classifier's loss: 'balanced', a dict of category -> weight, or numbers
+    pseudo_labels:int=0,           # Texts to which the classifier gives labels, for a second one to learn from
     tok_tfm=None,                  # A `Tokenizer`, or what splits words; None: spaCy's English
     seed:int=42,                   # Of everything random
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
@@ -579,25 +660,34 @@ def ulmfit(
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
-    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision)
+    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
     _check_fields((labelled, valid, test), how['fields'])
     data = split_data(read_texts(texts, text_col), labelled, valid, test, valid_pct, seed, y_block, settings)
     how['class_weights'] = _weights(data, y_block, class_weights)
+    if pseudo_labels: _check_pseudo_labels(data, y_block)
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 
-def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision):
+def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
     if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
     if seed != 0: positive_int(seed, 'seed')
+    if pseudo_labels != 0: positive_int(pseudo_labels, 'pseudo_labels')
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
     config = None if config is None else asdict(AWDLSTMConfig.from_any(config))
     return dict(config=config, lm_epochs=lm_epochs, minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block,
-                every=every, tok_tfm=make_tokenizer(tok_tfm, None), precision=_precision(precision))
+                every=every, tok_tfm=make_tokenizer(tok_tfm, None), pseudo_labels=pseudo_labels,
+                precision=_precision(precision))
+
+
+def _check_pseudo_labels(data, y_block):
+    "Raise, before an hour is spent, if there can be none."
+    check_single_label(_label_block(data, y_block).labeler)
+    if not data.unlabelled(1): raise ValueError("pseudo_labels: there is no text without a label; give some, or 0.")
 
 
 def _precision(wanted):
@@ -622,4 +712,5 @@ def _carry_out(job):
 
 def _one_way(job, way):
     _language_model(job, way)
-    return _classifier(job, way)
+    learn = _classifier(job, way)
+    return _second_classifier(job, way, learn) if job.how['pseudo_labels'] else learn
