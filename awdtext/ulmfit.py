@@ -65,7 +65,7 @@ class ULMFiTSettings:
     pseudo_pool:int = 10_000     # Texts at most of which the most certain get pseudo-labels
     pseudo_ratio:int = 2         # Pseudo-labelled documents for each labelled one, which is repeated for that
     pseudo_bs:int = 32           # Documents in a batch of the classifier that learns from them
-    pseudo_steps:tuple = ((0, 2, 4e-3),)                        # Its steps
+    pseudo_steps:tuple = ((-1, 1, 1e-2), (-2, 1, 1e-2), (0, 2, 4e-3)) # Its steps
 
     def __post_init__(self):
         for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs', 'pseudo_pool',

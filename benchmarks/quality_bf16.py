@@ -116,7 +116,7 @@ def train_classifier(args, file):
     dls.valid = None
     config = None if args.encoder else args.config
     learn = text_classifier_learner(dls, config=config, pretrained=args.encoder.resolve() if args.encoder else False)
-    steps = quality_classifier.recipe if args.encoder else [(0, args.epochs, 4e-3)]
+    steps = quality_classifier.recipe['steps'] if args.encoder else [(0, args.epochs, 4e-3)]
     for group, n_epoch, lr in steps: learn.freeze_to(group).fit_one_cycle(n_epoch, lr)
     if learn.interrupted: raise KeyboardInterrupt
     learn.export(file.resolve())

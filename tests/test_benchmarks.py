@@ -88,7 +88,7 @@ def test_weights_of_a_stopped_command_are_not_trained_again(data, tmp_path, run)
 
 
 small_classifier = ['--lm-minutes', .004, '--draws', 2, '--labels', 40, '--held-out', 30, '--sizes', 6, 8, 2, '--bs', 4,
-                    '--sample', 135, '--steps', 1]
+                    '--sample', 135, '--steps', 1, '--pseudo-labels', 0]
 
 
 def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
@@ -105,6 +105,23 @@ def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run):
     third = run('quality_classifier', *args, '--draws', 0)
     assert len((tmp_path / 'r.jsonl').read_text().splitlines()) == 4
     assert 'Language model:' in third and 'draw 1' not in third
+
+
+def test_second_classifier_of_a_draw_learns_from_the_first(data, tmp_path, run, load, monkeypatch):
+    pytest.importorskip('sklearn')
+    q,trained = load('quality_classifier'), []
+    train = q.classifier
+    def spy(docs, valid, *args, **how):
+        trained.append((set(docs['text']), len(docs), set(valid['text'])))
+        return train(docs, valid, *args, **how)
+    monkeypatch.setattr(q, 'classifier', spy)
+    said = run('quality_classifier', '--data', data, *small_classifier, '--draws', 1, '--pseudo-labels', 60,
+               '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work')
+    _,draw,second = (json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines())
+    assert second['part'] == 'pseudo-labels' and second['first'] == draw['accuracy']
+    assert [row[0] for row in cells(said)][-4] == 'accuracy on 30 reviews, with pseudo-labels'
+    (_, n, unseen),(first, _, _),(both, n_both, _) = trained
+    assert n == 40 and first < both and not unseen & both and n_both - 40 == len(both) - len(first)
 
 
 def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_path, run, load, monkeypatch):
