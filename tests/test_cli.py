@@ -561,8 +561,8 @@ def test_ulmfit_on_characters_in_both_directions(tmp_path, shell):
     write(tmp_path, b=[f'{text} And\u2028more\x0c.' for text in texts])           # which end no line
     argv = ['ulmfit', '--labelled', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--config', 'small',
             '--texts', tmp_path / 'b.txt']
-    status,out,err = shell(*argv, '--lm-epochs', 1, '--tokens', 'chars', '--direction', 'both')
-    assert (status, err) == (0, '')
+    status,out,err = shell(*argv, '--lm-epochs', 1, '--tokens', 'chars', '--direction', 'both', '--pseudo-labels', 8)
+    assert (status, err) == (0, '') and out.count('with labels of the first classifier') == 2
     n_labelled = int(re.search(r'(\d+) labelled documents for training', out)[1])
     assert sum(map(int, re.search(r'(\d+) \+ (\d+) texts for the language model', out).groups())) == n_labelled + 36
     model = tmp_path / 'out/classifier'
