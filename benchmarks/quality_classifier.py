@@ -3,7 +3,8 @@
 A language model is trained on IMDb reviews, the unlabelled ones and those of the training part without their labels,
 for 60 minutes of CPU: some steps of a model that is thrown away tell how many reviews it can read in that time, and
 how often. Then 500 labelled reviews are drawn five times, and each draw trains a classifier on the language model's
-encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-learn's logistic
+encoder (ULMFiT: the head alone, then one group of layers more, then all; the head sees the means of all layers, as in
+`ulmfit()`, or the last one alone: `--pool last`) and, as the peer, scikit-learn's logistic
 regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same 2,500 labelled
 reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each classifier labels the
 4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns from them, too.
@@ -15,8 +16,8 @@ What was chosen, and by what: the language model's size (200/600, two layers) be
 hour is worth two passes; its batches of 32 rows by short runs as in `rates.py`, one seed, which look at no label, and
 half of the rate that was best there, as this run is longer (earlier it had 64 rows and rates up to 5e-3); the
 classifier's steps and dropouts by one draw that is none of these, on 2,500 other labelled reviews (0.822 with that
-earlier language model; with the dropouts times .5 0.816); the second classifier's by two draws on those reviews.
-What is done with more labels than 5,000 was fixed before it was run.
+earlier language model; with the dropouts times .5 0.816); the second classifier's by two draws on those reviews, the
+pooling by one of them. What is done with more labels than 5,000 was fixed before it was run.
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was, also within the
 language model.
 """
@@ -47,7 +48,7 @@ results_file = Path(__file__).parent / 'results' / 'quality_classifier.jsonl'
 seed = 42  # of everything that is not a draw
 recipe = {'steps': [(-1, 2, 1e-2), (-2, 2, 1e-2), (0, 8, 4e-3)], 'bs': 16, 'drop_mult': .1}
 second_recipe = {'steps': [(-1, 1, 1e-2), (-2, 1, 1e-2), (0, 2, 4e-3)], 'bs': 32, 'drop_mult': .1}
-recipe_of_many = {'steps': [(-1, 1, 1e-2), (-2, 1, 1e-2), (0, 4, 4e-3)], 'bs': 32, 'drop_mult': .3}
+recipe_of_many = {'steps': [(-1, 1, 1e-2), (0, 3, 4e-3)], 'bs': 32, 'drop_mult': .3}
 n_pool = 10_000       # reviews of which the most certain get pseudo-labels
 
 
@@ -169,7 +170,7 @@ def tfidf_labels(train, pool, n):
     return pseudo_label(SimpleNamespace(dls=dls, get_preds=lambda dl: (probs, None)), pool, n)
 
 
-def classifier(train, valid, encoder, draw, precision, steps, bs, drop_mult):
+def classifier(train, valid, encoder, draw, precision, pool, steps, bs, drop_mult):
     "A learner by gradual unfreezing (groups that learn, epochs, highest rate), and how often it is right at the end."
     seed_all(draw)
     bundle = read_bundle(encoder, 'encoder')
@@ -178,29 +179,22 @@ def classifier(train, valid, encoder, draw, precision, steps, bs, drop_mult):
                                      tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seed=draw, n_workers=1,
                                      device='cpu')
     unseen,dls.valid = dls.valid, None
-    learn = text_classifier_learner(dls, pretrained=encoder.resolve(), drop_mult=drop_mult, precision=precision)
+    learn = text_classifier_learner(dls, pretrained=encoder.resolve(), drop_mult=drop_mult, precision=precision,
+                                    pool=pool)
     for group, n_epoch, lr in steps:
         learn.freeze_to(group).fit_one_cycle(n_epoch, lr if group == -1 else slice(lr / 2.6**3, lr))
         if learn.interrupted: raise KeyboardInterrupt
     return learn, learn.validate_figures(unseen)['accuracy']
 
 
-def classifier_accuracy(train, valid, encoder, draw, precision='fp32'):
-    "Of a classifier that is trained as many labels want it."
-    how = recipe if len(train) <= 5000 else recipe_of_many
-    return classifier(train, valid, encoder, draw, precision, **how)[1]
+def recipe_for(train):
+    "More labels need fewer passes."
+    return recipe if len(train) <= 5000 else recipe_of_many
 
 
-def measure_draw(args, run, encoder):
-    "Both classifiers on one draw, and the time each takes."
-    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
-    times = [process_time()]
-    tfidf = tfidf_accuracy(train, valid)
-    times.append(process_time())
-    ours = classifier_accuracy(train, valid, encoder, run['draw'], run['precision'])
-    times.append(process_time())
-    return {**run, 'accuracy': ours, 'tfidf': tfidf, 'tfidf_minutes': (times[1] - times[0]) / 60,
-            'cpu_minutes': (times[2] - times[1]) / 60, 'machine': machine()}
+def classifier_accuracy(train, valid, encoder, draw, precision='fp32', pool='last'):
+    "Of a classifier that is trained as so many labels want it."
+    return classifier(train, valid, encoder, draw, precision, pool, **recipe_for(train))[1]
 
 
 def with_pseudo_labels(train, found):
@@ -209,47 +203,55 @@ def with_pseudo_labels(train, found):
     return pd.concat([*[train] * times, pd.DataFrame({'text': found.texts, 'label': found.labels})])
 
 
-def measure_pseudo_labels(args, run, encoder):
-    "The second classifier of a draw; for the peer, too, with its own labels."
-    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
-    pool = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed)[:n_pool].tolist()
+def second(args, run, encoder, train, valid, learn):
+    "A second classifier of a draw, which learns from the labels of the first; the same of the peer."
+    pool,n = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed), args.pseudo_labels
+    pool = pool[:n_pool].tolist()
     began = process_time()
-    how = [valid, encoder, run['draw'], run['precision']]
-    learn,first = classifier(train, *how, **recipe)
-    more = with_pseudo_labels(train, pseudo_label(learn, pool, run['pseudo_labels']))
-    second,spent = classifier(more, *how, **second_recipe)[1], process_time() - began
-    peer = with_pseudo_labels(train, tfidf_labels(train, pool, run['pseudo_labels']))
-    return {**run, 'accuracy': second, 'first': first, 'tfidf': tfidf_accuracy(peer, valid),
-            'cpu_minutes': spent / 60, 'machine': machine()}
+    more = with_pseudo_labels(train, pseudo_label(learn, pool, n))
+    ours = classifier(more, valid, encoder, run['draw'], run['precision'], run['pool'], **second_recipe)[1]
+    spent,peer = process_time() - began, with_pseudo_labels(train, tfidf_labels(train, pool, n))
+    return {'second': ours, 'tfidf_second': tfidf_accuracy(peer, valid), 'second_minutes': spent / 60}
+
+
+def measure_draw(args, run, encoder):
+    "Both classifiers on one draw, and the time each takes; with pseudo-labels the second ones, too."
+    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
+    times = [process_time()]
+    tfidf = tfidf_accuracy(train, valid)
+    times.append(process_time())
+    learn,ours = classifier(train, valid, encoder, run['draw'], run['precision'], run['pool'], **recipe_for(train))
+    times.append(process_time())
+    more = second(args, run, encoder, train, valid, learn) if run['pseudo_labels'] else {}
+    return {**run, 'accuracy': ours, 'tfidf': tfidf, 'tfidf_minutes': (times[1] - times[0]) / 60,
+            'cpu_minutes': (times[2] - times[1]) / 60, **more, 'machine': machine()}
 
 
 def planned(args):
     "The language model, then the draws."
     shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
               'lr': args.lr, 'precision': args.precision}
-    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, **shared}
-             for d in range(args.draws)]
-    second = [{**run, 'part': 'pseudo-labels', 'pseudo_labels': args.pseudo_labels} for run in draws]
-    return [{'part': 'language model', **shared}, *draws, *(second if args.pseudo_labels else [])]
+    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, 'pool': args.pool,
+              'pseudo_labels': args.pseudo_labels, **shared} for d in range(args.draws)]
+    return [{'part': 'language model', **shared}, *draws]
 
 
-def draws_table(draws, head):
-    "A line for each draw, and the mean."
-    columns = {'accuracy': 3, 'tfidf': 3, 'cpu_minutes': 1}  # and their digits
-    rows = [[f"draw {r['draw'] + 1}", *(f'{r[key]:.{n}f}' for key, n in columns.items())] for r in draws]
-    if draws: rows.append(['mean', *(f'{mean(r[key] for r in draws):.{n}f}' for key, n in columns.items())])
-    return table([head, 'awdtext', 'TF-IDF + logistic regression', 'minutes of CPU (awdtext)'], rows)
+columns = {'accuracy': ('awdtext', 3), 'tfidf': ('TF-IDF + logistic regression', 3),
+           'second': ('with pseudo-labels', 3), 'tfidf_second': ('TF-IDF with its own', 3), 'cpu_minutes': ('minutes of CPU (awdtext)', 1),
+           'second_minutes': ('and for pseudo-labels', 1)}
 
 
 def report(results, plan):
-    "One line on the language model, and the tables of the draws."
+    "One line on the language model, and the table of the draws."
     lm,*draws = [earlier(results, run) for run in plan]
-    draws,second = ([r for r in draws if r and r['part'] == part] for part in ('draw', 'pseudo-labels'))
+    draws = [r for r in draws if r]
+    shown = {key: how for key, how in columns.items() if draws and key in draws[0]}
+    rows = [[f"draw {r['draw'] + 1}", *(f'{r[key]:.{n}f}' for key, (_, n) in shown.items())] for r in draws]
+    if draws: rows.append(['mean', *(f'{mean(r[key] for r in draws):.{n}f}' for key, (_, n) in shown.items())])
     line = lm and (f"Language model: {lm['reviews']:,} reviews, {lm['tokens']:,} tokens, {lm['n_epoch']} epoch(s), "
                    f"{lm['cpu_minutes']:.1f} minutes of CPU; perplexity of unread reviews {lm['perplexity']:.1f}.\n\n")
     head = f"accuracy on {plan[-1].get('n_held_out', 0):,} reviews"
-    return (line or '') + '\n\n'.join([draws_table(draws, head), *([draws_table(second, f'{head}, with pseudo-labels')]
-                                                                  if second else [])])
+    return (line or '') + table([head, *(name for name, _ in shown.values())], rows)
 
 
 def parse(argv=None):
@@ -258,6 +260,7 @@ def parse(argv=None):
     p.add_argument('--lm-minutes', type=float, default=60., help='CPU minutes for the language model')
     p.add_argument('--draws', type=int, default=5, help='how often labels are drawn')
     p.add_argument('--labels', type=int, default=500, help='labelled reviews of a draw')
+    p.add_argument('--pool', default='all', help="layers that the head sees: 'all' or 'last'")
     p.add_argument('--pseudo-labels', type=int, default=4000, help='so many for each draw; 0: none')
     p.add_argument('--results', type=Path, default=results_file)
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',
@@ -289,9 +292,8 @@ def main(argv=None):
     skip = fresh_from(read_results(args.results), lm)
     for run in draws:
         if earlier(read_results(args.results)[skip:], run): continue
-        print(f"\nDraw {run['draw'] + 1}, {run['part']}", flush=True)
-        measure = measure_draw if run['part'] == 'draw' else measure_pseudo_labels
-        write_result(args.results, measure(args, run, encoder))
+        print(f"\nDraw {run['draw'] + 1}", flush=True)
+        write_result(args.results, measure_draw(args, run, encoder))
     print('\n' + report(read_results(args.results)[skip:], plan))
 
 

@@ -117,10 +117,10 @@ def test_second_classifier_of_a_draw_learns_from_the_first(data, tmp_path, run, 
     monkeypatch.setattr(q, 'classifier', spy)
     said = run('quality_classifier', '--data', data, *small_classifier, '--draws', 1, '--pseudo-labels', 60,
                '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work')
-    _,draw,second = (json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines())
-    assert second['part'] == 'pseudo-labels' and second['first'] == draw['accuracy']
-    assert [row[0] for row in cells(said)][-4] == 'accuracy on 30 reviews, with pseudo-labels'
-    (_, n, unseen),(first, _, _),(both, n_both, _) = trained
+    _,draw = (json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines())
+    assert cells(said)[-4][3] == 'with pseudo-labels' and cells(said)[-1][3:5] == [
+        f"{draw['second']:.3f}", f"{draw['tfidf_second']:.3f}"]
+    (first, n, unseen),(both, n_both, _) = trained
     assert n == 40 and first < both and not unseen & both and n_both - 40 == len(both) - len(first)
 
 
