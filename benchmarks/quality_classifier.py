@@ -237,8 +237,8 @@ def planned(args):
 
 
 columns = {'accuracy': ('awdtext', 3), 'tfidf': ('TF-IDF + logistic regression', 3),
-           'second': ('with pseudo-labels', 3), 'tfidf_second': ('TF-IDF with its own', 3), 'cpu_minutes': ('minutes of CPU (awdtext)', 1),
-           'second_minutes': ('and for pseudo-labels', 1)}
+           'second': ('with pseudo-labels', 3), 'tfidf_second': ('TF-IDF with its own', 3),
+           'cpu_minutes': ('minutes of CPU (awdtext)', 1), 'second_minutes': ('and for pseudo-labels', 1)}
 
 
 def report(results, plan):
