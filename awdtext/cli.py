@@ -45,6 +45,14 @@ def _listed(text, option):
     raise ValueError(f"{option} {text!r} leaves something out: names stand there, with commas between.")
 
 
+def _columns(text_col): return ['text'] if text_col is None else _listed(text_col, '--text-col')
+
+
+def _check_columns(path, text_col):
+    "Raise if columns are asked of what has none."
+    if text_col is not None: raise ValueError(f"--text-col {text_col} is of a CSV, and {path} is none: leave it out.")
+
+
 def _share(path, valid_pct):
     "None where `path` has its own validation part."
     return None if all((path / p).is_dir() for p in ('train', 'valid')) else valid_pct
@@ -76,17 +84,18 @@ def _tokenizer(tokens, lang, max_vocab=None):
 def _read_lm_data(data, text_col, valid_pct, tokenized, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
-    columns = _listed(text_col, '--text-col')
     if data == 'docstrings' and not tokenized:
-        return TextDataLoaders.from_df(docstrings(), text_col=columns, valid_pct=valid_pct, is_lm=True, **rest)
+        return TextDataLoaders.from_df(docstrings(), text_col=_columns(text_col), valid_pct=valid_pct, is_lm=True,
+                                       **rest)
     path = _source(data)
     parts = {p: path / f'{p}.txt' for p in ('train', 'valid', 'test')}
     is_folder_of_texts = path.is_dir() and not parts['train'].is_file()
     if tokenized and (_is_csv(path) or is_folder_of_texts):
         raise ValueError("--tokenized is for text files: give a .txt file, or a folder with train.txt and valid.txt.")
     if _is_csv(path):
-        return TextDataLoaders.from_csv(path.parent, path.name, is_lm=True, text_col=columns, valid_pct=valid_pct,
-                                        **rest)
+        return TextDataLoaders.from_csv(path.parent, path.name, is_lm=True, text_col=_columns(text_col),
+                                        valid_pct=valid_pct, **rest)
+    _check_columns(path, text_col)
     if is_folder_of_texts:
         return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), is_lm=True, **rest)
     valid,test = (parts[p] if path.is_dir() and parts[p].is_file() else None for p in ('valid', 'test'))
@@ -125,7 +134,7 @@ def train_lm(
     max_vocab:int=None,     # Largest vocabulary, or number of subwords; 60000 or 8000 if nothing is given
     min_freq:int=3,         # Rarer words or characters are unknown
     valid_pct:float=.1,     # Share of the documents for validation, where there is no validation part
-    text_col:str='text',    # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
+    text_col:str=None,      # Column of the texts in a CSV, or several: title,body or '"a, b",c'; text if not given
     tokens:str='words',     # What is predicted, one after the other: words, subwords or chars
     lang:str='en',          # Language whose words are told apart, as spaCy names it
     backwards:bool=False,   # Read texts from their end
@@ -207,7 +216,7 @@ def tune(
     max_vocab:int=None,     # Largest vocabulary, or number of subwords; 60000 or 8000 if nothing is given
     min_freq:int=3,         # Rarer words or characters are unknown
     valid_pct:float=.1,     # Share of the documents for validation, where there is no validation part
-    text_col:str='text',    # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
+    text_col:str=None,      # Column of the texts in a CSV, or several: title,body or '"a, b",c'; text if not given
     tokens:str='words',     # What is predicted, one after the other: words, subwords or chars
     lang:str='en',          # Language whose words are told apart, as spaCy names it
     backwards:bool=False,   # Read texts from their end
@@ -238,7 +247,7 @@ def train_classifier(
     bs:int=32,               # Documents in a batch
     drop_mult:float=.5,      # Multiplies all dropouts
     valid_pct:float=.2,      # Share of the documents for validation
-    text_col:str='text',     # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
+    text_col:str=None,       # Column of the texts in a CSV, or several: title,body or '"a, b",c'; text if not given
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
@@ -253,7 +262,7 @@ def train_classifier(
     from awdtext.text_learner import text_classifier_learner
     out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
     seed_all(seed)
-    dls = _labelled_data(data, _listed(text_col, '--text-col'), label_col, label_delim, valid_pct, seed=seed, bs=bs,
+    dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct, seed=seed, bs=bs,
                          **_reading(encoder, tokens, lang))
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
@@ -279,10 +288,11 @@ def _reading(encoder, tokens, lang):
 def _labelled_data(data, text_col, label_col, label_delim, valid_pct, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
-    columns = dict(text_col=text_col, label_col=label_col, label_delim=label_delim, valid_pct=valid_pct)
+    columns = dict(text_col=_columns(text_col), label_col=label_col, label_delim=label_delim, valid_pct=valid_pct)
     if data == 'docstrings': return TextDataLoaders.from_df(docstrings(), **columns, **rest)
     path = _source(data)
     if not path.is_dir(): return TextDataLoaders.from_csv(path.parent, path.name, **columns, **rest)
+    _check_columns(path, text_col)
     return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), **rest)
 
 # %% ../nbs/58_cli.ipynb #9b266455
@@ -379,6 +389,7 @@ def _lm_texts(learn, data, text_col):
     if _is_csv(path):
         columns = _text_columns(learn, text_col)
         return _documents(_csv(path, columns, columns), columns)
+    _check_columns(path, text_col)
     try: lines = path.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from e
     if tok and tok.rules: return [line for line in lines if line.strip()]

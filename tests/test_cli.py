@@ -420,6 +420,23 @@ def test_words_that_pandas_takes_for_nothing(command, tmp_path, shell):
     assert '35 + 3 documents' in shell('train-lm', '--data', tmp_path / 'lm.csv', '--out', tmp_path / 'lm', *few)[1]
 
 
+def test_answers_stay_beside_the_lines_of_a_table(made, tmp_path, shell):
+    (tmp_path / 'a.csv').write_text(f'text\n{texts[0]}\n\n{texts[9]}\n\n')
+    status,out,_ = shell('predict', made / 'clas/classifier', '--data', tmp_path / 'a.csv')
+    assert (status, [line.split('\t')[2] for line in out.splitlines()]) == (0, [texts[0], '', texts[9]])
+
+
+@pytest.mark.parametrize('text_col', ['body', 'text'])
+def test_columns_are_asked_of_tables_only(text_col, made, tmp_path, shell):
+    write(tmp_path, **folders, b=texts, c__train=texts, c__valid=texts[:9])
+    both,out = ['--text-col', text_col, '--out', tmp_path / 'out'], tmp_path / 'out'
+    for argv in ([name, '--data', tmp_path / data, *both] for name, data in (
+            ('train-lm', 'a'), ('train-lm', 'b.txt'), ('train-lm', 'c'), ('tune', 'b.txt'), ('train-classifier', 'a'))):
+        refused(shell(*argv), f'--text-col {text_col} is of a CSV, and .* is none: leave it out', out)
+    said = shell('evaluate', made / 'lm/language_model', tmp_path / 'b.txt', '--text-col', text_col)
+    refused(said, 'is of a CSV, and .*b.txt is none')
+
+
 def test_tables_that_cannot_be_predicted(made, tmp_path, shell):
     dls = TextDataLoaders.from_df(fielded, text_col=['title', 'body'], label_col='label', bs=4, tok_tfm=BaseTokenizer())
     text_classifier_learner(dls, config=size, path=tmp_path).export('two')

@@ -366,3 +366,19 @@ def test_sources_that_cannot_be_used(block, source, error, message):
     (lambda: ColSplitter()([1, 2]), TypeError, 'ColSplitter needs a DataFrame, not list')])
 def test_blocks_that_cannot_be(call, error, message):
     with pytest.raises(error, match=message): call()
+
+
+@pytest.mark.parametrize('vocab,message', [
+    ([['a'], 'b'], r"\['a'\] is no category"), ([{'a'}, 'b'], "{'a'} is no category"),
+    ([('a',), 'b'], 'is no category'), ([np.array(['a', 'b']), 'b'], 'is no category'),
+    ([None, 'b'], 'None is no category'), ([float('nan'), 1.], 'nan is no category'), ('abc', 'no list of categories'),
+    (7, '7 is no list of categories'), ([np.array(['a']), 'b'], 'is no category')], ids=repr)
+@pytest.mark.parametrize('make', [
+    CategoryBlock, lambda vocab: CategoryBlock(vocab, sort=False), lambda vocab: MultiCategoryBlock(vocab=vocab),
+    lambda vocab: MultiCategoryBlock(True, vocab), Categorize, MultiCategorize], ids=range(6))
+def test_categories_that_are_none(make, vocab, message):
+    with pytest.raises(ValueError, match=message): make(vocab)
+
+
+def test_categories_of_several_types():
+    with pytest.raises(ValueError, match='labels of several types'): CategoryBlock(['a', 1])

@@ -1,8 +1,10 @@
 "From files, frames, folders and lists to a pair of loaders; and what is said when that cannot be."
 import csv
+import io
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -265,6 +267,50 @@ def test_a_csv_that_cannot_be_read_is_named(content, tmp_path):
     write(tmp_path, {'labels.csv': content})
     with pytest.raises(ValueError, match=r'labels\.csv cannot be read as a CSV of UTF-8 text: .*[^.]\.$'):
         TextDataLoaders.from_csv(tmp_path)
+
+
+@pytest.mark.parametrize('content,how,line,n_cells,first', [
+    ('text,label\nlong, long film,pos\nshort,neg\n', {}, 2, 3, 'the header has 2'),
+    ('text,label\ngood,pos,\nbad,neg,\n', {}, 2, 3, 'the header has 2'),
+    ('text,label\n1,a film,with,pos\n', {}, 2, 4, 'the header has 2'),
+    ('text,label\ngood,pos\nlong, long film,pos\n', {}, 3, 3, 'the header has 2'),
+    ('\ntext,label\n\nlong, long film,pos\n', {}, 4, 3, 'the header has 2'),
+    ('text\nlong, long film\n', {}, 2, 2, 'the header has 1'),
+    ('films\ntext,label\nlong, long film,pos\n', dict(header=1), 3, 3, 'the header has 2'),
+    ('\nfilms,of,1999\ntext,label\nlong, long film,pos\n', dict(header=1), None, None, None),
+    ('good,pos\nlong, long film,pos\n', dict(header=None), 2, 3, 'the first one has 2'),
+    ('text;label\nlong; long film;pos\n', dict(delimiter=';'), 2, 3, 'the header has 2')], ids=repr)
+@pytest.mark.parametrize('nullable', [False, True])
+def test_a_row_longer_than_its_header_is_named(content, how, line, n_cells, first, nullable, tmp_path):
+    "To pandas the first column would be an index, and the label would be the text."
+    write(tmp_path, {'a.csv': content})
+    delimiter = re.escape(repr(how.get('delimiter', ',')))
+    message = f'line {line} .* has {n_cells} cells, but {first}: quote texts that hold the delimiter {delimiter}'
+    if line is None: message = 'the rows have more cells than the header'
+    with pytest.raises(ValueError, match=rf'a\.csv cannot be read .*: {message}'):
+        read_csv(tmp_path/'a.csv', nullable=nullable, **how)
+
+
+@pytest.mark.parametrize('lines', [
+    ['a', '', 'b'], ['', 'a'], ['', '', 'a b', '', '', '7'], ['a', '""'], ['a', '', '""', 'b'], ['""', 'a', '""', '""'],
+    ['"a\n\nb"', '', 'b'], ['a', '  ', 'b'], ['""']], ids=repr)
+@pytest.mark.parametrize('end', ['', '\n', '\n\n\n', '\n  \n'], ids=repr)
+@pytest.mark.parametrize('how', [{}, dict(nullable=True), dict(as_text=['text']), dict(header=None)], ids=str)
+def test_a_blank_line_of_a_column_of_texts_is_an_empty_text(lines, end, how, tmp_path):
+    "Beside python's own reader; one at the end of the file is none, nor one before the header."
+    header = [] if 'header' in how else ['', 'text']
+    write(tmp_path, {'a.csv': '\n'.join(header + lines) + end})
+    expected = [row[0] if row else '' for row in csv.reader(io.StringIO('\n'.join(lines) + '\n', newline=''))]
+    df = read_csv(tmp_path/'a.csv', **how)
+    assert df.iloc[:, 0].tolist() == expected and list(df.columns) == [0 if 'header' in how else 'text']
+
+
+def test_blank_lines_elsewhere_are_nothing(tmp_path):
+    write(tmp_path, {'two.csv': 'text,label\n\na,b\n\n,c\n\n', 'n.csv': 'n\n1\n\n2\n', 'no.csv': 'text\n\n\n',
+                     'bare.csv': '""\na\n\nb\n'})
+    assert read_csv(tmp_path/'two.csv').fillna('-').values.tolist() == [['a', 'b'], ['-', 'c']]
+    assert read_csv(tmp_path/'n.csv').n.tolist() == [1, 2] and not len(read_csv(tmp_path/'no.csv'))
+    assert read_csv(tmp_path/'bare.csv').iloc[:, 0].tolist() == ['a', 'b']           # a header without a name
 
 
 def test_folder_with_parts(tmp_path):

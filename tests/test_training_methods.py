@@ -87,6 +87,16 @@ wrong_calls += [('fit', dict(n_epoch=2, lr=-1.)), ('fit_one_cycle', dict(n_epoch
 wrong_calls += [('fine_tune', {'epochs': 2, **wrong}) for wrong in (
     dict(epochs=0), dict(freeze_epochs=-1), dict(base_lr=-1.), dict(lr_mult=-1.), dict(every='often'), dict(wd=-1.),
     dict(pct_start=2.), dict(moms=(.9, .8)))]
+nan = float('nan')
+wrong_numbers = {'fit': ['lr', 'wd'], 'fit_flat_cos': ['lr', 'wd', 'pct_start', 'div_final'],
+                 'fit_one_cycle': ['lr_max', 'wd', 'pct_start', 'div', 'div_final', 'moms'],
+                 'fine_tune': ['base_lr', 'wd', 'pct_start', 'div', 'div_final', 'moms', 'lr_mult']}
+values = {'moms': [(.9, nan, .9), (.9, .8, 1.), (-.1, .8, .9)], 'pct_start': [-1., 1., 2., nan],
+          **dict.fromkeys(['lr_mult', 'div', 'div_final'], [0, -1., nan]),
+          **dict.fromkeys(['lr', 'lr_max', 'base_lr', 'wd'], [-1., nan, float('inf')])}
+wrong_numbers = [(how, name, value) for how, names in wrong_numbers.items() for name in names for value in values[name]]
+wrong_calls += [(how, {'epochs' if how == 'fine_tune' else 'n_epoch': 2, name: value})
+                for how, name, value in wrong_numbers]
 
 
 @pytest.mark.parametrize('how,kwargs', wrong_calls, ids=str)
@@ -103,6 +113,22 @@ def test_what_cannot_be_is_refused_before_anything_is_changed(how, kwargs, capsy
     assert [p.requires_grad for p in learn.model.parameters()] == [False] * 2 + [True] * 4
     assert_same(snapshot(learn.model), before)
     assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('how,name,value', wrong_numbers, ids=str)
+def test_a_number_that_cannot_be_is_named(how, name, value):
+    named = 'is no (range of )?rate' if name in ('lr', 'lr_max', 'base_lr') else f'^{name}='
+    with pytest.raises(ValueError, match=named): getattr(deep(), how)(2, **{name: value})
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(start_lr=1., end_lr=1.), dict(start_lr=nan), dict(start_lr=0), dict(end_lr=nan), dict(end_lr=float('inf')),
+    dict(num_it=0), dict(num_it=1), dict(num_it=5.5)], ids=str)
+def test_lr_find_refuses_what_makes_no_curve(kwargs):
+    name,value = list(kwargs.items())[-1]
+    learn = deep()
+    with pytest.raises(ValueError, match=f'{name}={value}'): learn.lr_find(**kwargs, show_plot=False)
+    assert learn.opt is None and not learn.record
 
 
 def test_fine_tune_without_a_frozen_part_and_interrupted_in_it(capsys):

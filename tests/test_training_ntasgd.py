@@ -213,7 +213,9 @@ def test_keep_best_is_left_alone_where_nothing_was_a_number():
     (dict(n_epoch=2, lr=None), "lr=None: give a rate; the paper's is 30"), (dict(n_epoch=2, n=-1), 'n=-1'),
     (dict(n_epoch=2, cbs=ParamScheduler({'lr': (1., abs)})), 'constant rate'),
     (dict(n_epoch=2, every='often'), 'often'), (dict(n_epoch=2, lr=-1.), '-1.0 is no rate'),
-    (dict(n_epoch=2, finetune_lr=-1.), '-1.0 is no rate')])
+    (dict(n_epoch=2, finetune_lr=-1.), '-1.0 is no rate'), (dict(n_epoch=2, lr=float('nan')), 'nan is no rate'),
+    (dict(n_epoch=2, finetune_lr=float('nan')), 'nan is no rate'), (dict(n_epoch=2, wd=float('nan')), 'wd=nan'),
+    (dict(n_epoch=2, n=2.5), 'n=2.5 must be at least 0, and a whole number')])
 def test_refusals_leave_everything_as_it_was(kwargs, message):
     learn = bare_learner(opt_func=SGD)
     learn.fit(8, 6.)

@@ -85,7 +85,7 @@ def test_decode_takes_tensors_of_any_integer_type_and_lists():
 
 @pytest.mark.parametrize('itos,error,message', [
     (['a', 'b', 'a'], ValueError, "'a' is in the vocabulary twice"),
-    (['a', 3], TypeError, r'holds strings, not 3 \(int\)'),
+    (['a', 3], TypeError, r'holds strings, not 3 \(int\)'), ([['a'], 'b'], TypeError, r"not \['a'\] \(list\)"),
     (['a', float('nan')], TypeError, 'holds strings, not nan')])
 def test_what_is_no_vocabulary(itos, error, message):
     with pytest.raises(error, match=message): Vocab(itos)

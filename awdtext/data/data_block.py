@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..core import say
-from .batches import Categorize, MultiCategorize, RegressionSetup
+from .batches import Categorize, MultiCategorize, RegressionSetup, category_list, sorted_categories
 from .dataloaders import (LabelBlock, Part, RandomSplitter, Recipe, TextDataLoaders, as_label_block,
     as_list, check_text, column_names, find_column, frame_texts, make_tokenizer, read_text, split_items, split_labels)
 from .vocab import Vocab
@@ -84,7 +84,7 @@ def CategoryBlock(
     "One category for each document."
     if vocab is None and sort: return LabelBlock(Categorize)
     if vocab is None: raise ValueError("sort=False keeps the order of the categories in vocab: give vocab=.")
-    return LabelBlock(Categorize(sorted(set(vocab)) if sort else list(dict.fromkeys(vocab))))
+    return LabelBlock(Categorize(sorted_categories(vocab) if sort else [*dict.fromkeys(category_list(vocab))]))
 
 
 def MultiCategoryBlock(

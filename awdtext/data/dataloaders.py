@@ -9,7 +9,7 @@ __all__ = ['RandomSplitter', 'split_items', 'Part', 'check_text', 'find_column',
            'show_rows', 'TextDataLoaders']
 
 # %% ../../nbs/data/07_dataloaders.ipynb #88fd436b
-import os
+import os, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -564,10 +564,43 @@ def read_csv(
 ):                               # A DataFrame
     "The frame that a user's CSV file holds; what is missing there are empty cells, and nothing else."
     import pandas as pd
-    kinds = {'dtype_backend': 'numpy_nullable'} if nullable else {}
-    try: return pd.read_csv(path, header=header, delimiter=delimiter or ',', quoting=quoting, low_memory=False,
-                            dtype=dict.fromkeys(as_text, str), keep_default_na=False, na_values=[''], **kinds)
-    except ValueError as e: raise ValueError(f"{path} cannot be read as a CSV of UTF-8 text: {str(e).strip()}.") from e
+    delimiter,kinds = delimiter or ',', {'dtype_backend': 'numpy_nullable'} if nullable else {}
+    how = dict(delimiter=delimiter, quoting=quoting, low_memory=False, keep_default_na=False, na_values=[''])
+    try:
+        df = pd.read_csv(path, header=header, dtype=dict.fromkeys(as_text, str), **how, **kinds)
+        if not isinstance(df.index, pd.RangeIndex): _find_longer_row(path, header, how)
+        return _every_line(df, path, header, how) if len(df.columns) == 1 else df
+    except ValueError as e:
+        problem = _in_our_words(str(e).strip(), 'the first one' if header is None else 'the header', delimiter)
+        raise ValueError(f"{path} cannot be read as a CSV of UTF-8 text: {problem}.") from e
+
+
+def _find_longer_row(path, header, how):
+    "Let pandas tell the line: without a header it takes nothing for an index."
+    import pandas as pd
+    pd.read_csv(path, header=None, skiprows=0 if header == 'infer' else header, **how)
+    raise ValueError("the rows have more cells than the header")
+
+
+def _in_our_words(message, first, delimiter):
+    found = re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', message)
+    if not found: return message
+    return (f"line {found[2]} (what is quoted counts as one line) has {found[3]} cells, but {first} has {found[1]}: "
+            f"quote texts that hold the delimiter {delimiter!r}, and end no line with it")
+
+
+def _every_line(df, path, header, how):
+    "The only column of a file, if it is of texts, with an empty one for each blank line that others follow."
+    import pandas as pd
+    column = df.iloc[:, 0]
+    if not all(isinstance(text, str) for text in column.dropna()): return df
+    lines = pd.read_csv(path, header=None, names=['line'], usecols=[0], dtype=str, skip_blank_lines=False, **how).line
+    lines = lines.fillna('').tolist()
+    filled = [i for i, line in enumerate(lines) if line.strip()]
+    first = -1 if header is None else filled[0 if header == 'infer' else header]
+    if header is not None and lines[first] != df.columns[0]: return df           # the header is an empty cell, ""
+    quoted = len(column) - 1 - max(column.notna().to_numpy().nonzero()[0], default=-1)  # empty cells at the end, ""
+    return pd.DataFrame({df.columns[0]: lines[first + 1:max(filled, default=-1) + 1 + quoted]})
 
 # %% ../../nbs/data/07_dataloaders.ipynb #b0c6aa25
 def _from_csv(cls,

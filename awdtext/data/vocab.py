@@ -21,8 +21,9 @@ class Vocab:
         itos:Sequence[str], # The tokens, in the order of their ids
     ):
         self.itos = list(itos)
+        _check_strings(self.itos)
         self.stoi = {token: i for i, token in enumerate(self.itos)}
-        _check_itos(self.itos, self.stoi)
+        _check_once(self.itos, self.stoi)
         self.unk_idx = self.stoi.get(UNK, self.stoi.get('<unk>'))
         self.pad_idx = self.stoi.get(PAD)
 
@@ -49,9 +50,12 @@ class Vocab:
     def __repr__(self): return f"Vocab({len(self)} tokens: {' '.join(self.itos[:12])}{' …' if len(self) > 12 else ''})"
 
 
-def _check_itos(itos, stoi):
+def _check_strings(itos):
     wrong = next((token for token in itos if not isinstance(token, str)), None)
     if wrong is not None: raise TypeError(f"a vocabulary holds strings, not {wrong!r} ({type(wrong).__name__}).")
+
+
+def _check_once(itos, stoi):
     if len(stoi) == len(itos): return
     twice = next(token for i, token in enumerate(itos) if stoi[token] != i)
     raise ValueError(f"the token {twice!r} is in the vocabulary twice: each token can have one id only.")

@@ -316,10 +316,12 @@ def _check_plan(n_epoch, start_epoch, every):
 
 def _cycle(lr_max, div, div_final, pct_start, moms):
     "The 1cycle policy: the rate rises while the momentum falls, and back."
-    first,least,last = moms
+    rate,(first,least,last) = one_cycle(div, div_final, pct_start),moms
+    if wrong := [m for m in moms if not 0 <= m < 1]:
+        raise ValueError(f"moms={moms}: {wrong[0]} is no momentum: use numbers from 0 up to less than 1.")
     mom = combine([pct_start, 1 - pct_start], [partial(cosine, start=first, end=least),
                                                partial(cosine, start=least, end=last)])
-    return ParamScheduler({'lr': (lr_max, one_cycle(div, div_final, pct_start)), 'mom': (1., mom)})
+    return ParamScheduler({'lr': (lr_max, rate), 'mom': (1., mom)})
 
 # %% ../../nbs/training/39_learner.ipynb #cd95a534
 @contextmanager
@@ -407,6 +409,7 @@ class Learner(Loop):
         reset_opt:bool=False,  # Let both parts forget what the optimiser has gathered before
     )->None:
         "Train the last group alone, then all, at rates that fall towards the input (fastai's `fine_tune`)."
+        if not 0 < lr_mult < math.inf: raise ValueError(f"lr_mult={lr_mult}: use a positive number, like 100.")
         lr = base_lr / 2
         rates = slice(lr / lr_mult, lr)
         if freeze_epochs: positive_int(freeze_epochs, 'freeze_epochs')

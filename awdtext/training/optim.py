@@ -99,6 +99,8 @@ def make_opt(
     splitter:Callable=one_group # Model -> list of lists of parameters
 )->torch.optim.Optimizer:
     "An optimiser with one group of parameters for each group of the model."
+    if wd is not None and not 0 <= wd < math.inf:
+        raise ValueError(f"wd={wd} is no weight decay: use a number from 0 up.")
     groups = splitter(model)
     rates = group_values(lr, len(groups))
     params = [{'params': g, 'lr': r} for g, r in zip(groups, rates)]

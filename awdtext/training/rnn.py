@@ -103,7 +103,8 @@ class NTASGD(Callback):
         start:int|None=None,           # Begin at this step instead, whatever the metric
     ):
         for name, value, least in (('n', n, 0), ('every', every, 1), ('start', start, 1)):
-            if value is not None and value < least: raise ValueError(f"{name}={value} must be at least {least}.")
+            if value is not None and (not hasattr(value, '__index__') or value < least):
+                raise ValueError(f"{name}={value} must be at least {least}, and a whole number.")
         self.n,self.monitor,self.every,self.start = n,monitor,every,start
         self.logs,self.step,self.idle = [],0,False
 

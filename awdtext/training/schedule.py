@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..data.stream import positive_int
 from .callback import Callback, CancelFitException
 from .optim import group_values, set_hyper
 
@@ -59,8 +60,14 @@ def one_cycle(
 )->Callable:               # Progress -> factor of the maximal rate
     "The 1cycle policy (Smith and Topin 2017), as fastai shapes it."
     if not 0 < pct_start < 1: raise ValueError(f"pct_start={pct_start} must lie between 0 and 1.")
+    _check_divisors(div=div, div_final=div_final)
     rise,fall = partial(cosine, start=1/div, end=1.), partial(cosine, start=1., end=1/div_final)
     return combine([pct_start, 1 - pct_start], [rise, fall])
+
+
+def _check_divisors(**divisors):
+    for name, div in divisors.items():
+        if not 0 < div: raise ValueError(f"{name}={div} must be positive: the highest rate is divided by it.")
 
 # %% ../../nbs/training/24_schedule.ipynb #8224423e
 def flat_cos(
@@ -69,6 +76,7 @@ def flat_cos(
 )->Callable:               # Progress -> factor of the rate
     "The full rate, then half a cosine: what fastai calls `fit_flat_cos`."
     if not 0 <= pct_start < 1: raise ValueError(f"pct_start={pct_start} must be at least 0 and less than 1.")
+    _check_divisors(div_final=div_final)
     return combine([pct_start, 1 - pct_start], [lambda t: 1., partial(cosine, start=1., end=1/div_final)])
 
 # %% ../../nbs/training/24_schedule.ipynb #e4f104b5
@@ -113,8 +121,10 @@ class LRFinder(Callback):
         num_it:int=100,       # Batches
         stop_div:bool=True,   # Whether to end once the smoothed loss is four times its best
     ):
-        if not 0 < start_lr < end_lr: raise ValueError(f"start_lr={start_lr} must lie between 0 and end_lr={end_lr}.")
-        if num_it < 2: raise ValueError(f"num_it={num_it} batches make no curve: use about 100.")
+        if not 0 < start_lr < end_lr < math.inf:
+            raise ValueError(f"start_lr={start_lr} must lie between 0 and end_lr={end_lr}, and both be finite.")
+        if positive_int(num_it, 'num_it') < 2:
+            raise ValueError(f"num_it={num_it} batches make no curve: use about 100.")
         self.start_lr,self.end_lr,self.num_it,self.stop_div = start_lr,end_lr,num_it,stop_div
         self.lrs,self.losses = [],[]        # one for every batch; the losses are smoothed
         self._ratios,self._mean = [],0.
