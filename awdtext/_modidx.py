@@ -1013,6 +1013,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.SentenceEncoder._pool': ( 'models/classifier.html#sentenceencoder._pool',
                                                                                                 'awdtext/models/classifier.py'),
+                                           'awdtext.models.classifier.SentenceEncoder._window': ( 'models/classifier.html#sentenceencoder._window',
+                                                                                                  'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.SentenceEncoder.forward': ( 'models/classifier.html#sentenceencoder.forward',
                                                                                                   'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.SentenceEncoder.n_features': ( 'models/classifier.html#sentenceencoder.n_features',

@@ -148,10 +148,12 @@ class SentenceEncoder(nn.Module):
         for start, stop, rows in windows(ns, seq_len, shortest):
             pooled = self.max_len is None or ns[rows - 1] - self.max_len < stop
             with torch.set_grad_enabled(pooled and torch.is_grad_enabled()):
-                x = self.encoder.embed(ids[:rows, start:stop])
-                raw,state,lower = self.read(x, next_state(state, rows))
+                raw,state,lower = self._window(ids[:rows, start:stop], next_state(state, rows))
                 if pooled and lower is not None: below.add(lower, start, stop)
             if pooled: yield start, stop, raw
+
+    def _window(self, ids, state):
+        return (*self.encoder(ids, state), None) if self.pool == 'last' else self.read(self.encoder.embed(ids), state)
 
     def _keep(self, ids, lengths, ns):
         outs,masks,below = [], [], RunningMean(lengths, self.max_len)
