@@ -251,7 +251,6 @@ def train_classifier(
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
-    pool:str='last',         # Layers that the head sees: last, or all, which helps with few labels
     tokens:str='words',      # What is read where there is no encoder: words, subwords or chars
     lang:str='en',           # Language whose words are told apart where there is no encoder
     seed:int=42,             # Of everything random
@@ -268,7 +267,7 @@ def train_classifier(
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
                                     class_weights=_class_weights(class_weights, dls.categories),
-                                    config=None if encoder else config, path=out, model_dir='.', pool=pool)
+                                    config=None if encoder else config, path=out, model_dir='.')
     if encoder: _fit(learn, 'classifier', 1, 2 * lr)
     if not learn.interrupted: _fit(learn.unfreeze(), 'classifier', epochs, slice(lr / 10, lr) if encoder else lr)
     _leave(learn, 'classifier')

@@ -166,12 +166,11 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         verbose=False,        # Show the table of training
         random_state=None,    # Seed, numpy `RandomState`, or None
         class_weight=None,    # Of the loss: 'balanced', or a dict of label -> weight
-        pool='last',          # Layers that the head sees: 'last', or 'all', which helps with few labels
     ):
         self.encoder,self.config,self.n_epoch,self.lr,self.drop_mult = encoder,config,n_epoch,lr,drop_mult
         self.bs,self.seq_len,self.max_len,self.min_freq,self.max_vocab = bs,seq_len,max_len,min_freq,max_vocab
         self.tok_tfm,self.device,self.verbose,self.random_state = tok_tfm,device,verbose,random_state
-        self.class_weight,self.pool = class_weight,pool
+        self.class_weight = class_weight
 
     def fit(self,
         X,        # Texts, or a frame of text columns
@@ -187,7 +186,7 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
             dls = _dls(self, texts, targets, seed)
             learn = text_classifier_learner(dls, seq_len=self.seq_len, config=self.config, drop_mult=self.drop_mult,
                                             pretrained=self.encoder or False, max_len=self.max_len,
-                                            class_weights=weights, pool=self.pool)
+                                            class_weights=weights)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
         self.classes_,self.fields_ = classes,fields

@@ -319,9 +319,8 @@ def _expand(state, n): return state and tuple(tuple(o.expand(n, *o.shape[1:]).co
 
 def _read_embedded(model, x, state):
     "What a classifier says of embedded tokens, all of them pooled: x is (bs, n, emb_sz)."
-    out,_,lower = model.sentences.read(x, state)
-    below = [] if lower is None else [lower.mean(1)]
-    return model.head(out, torch.ones(out.shape[:2], dtype=torch.bool, device=out.device), *below)
+    out = model.encoder.run_layers(x, state).raw
+    return model.head(out, torch.ones(out.shape[:2], dtype=torch.bool, device=out.device))
 
 
 def integrated_gradients(

@@ -776,7 +776,6 @@ def text_classifier_learner(
     model_dir:str='models',         # Folder within `path`
     cbs=None,                       # More callbacks
     precision:str|None=None,        # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
-    pool:str='last',                # Layers that the head sees: `'last'`, or `'all'`, which helps with few labels
 )->TextLearner:
     "A classifier on an AWD-LSTM encoder, or one of its kin (ULMFiT, Howard and Ruder 2018)."
     _check_data(dls, backwards, is_lm=False)
@@ -785,7 +784,7 @@ def text_classifier_learner(
     bundle = source and read_bundle(source, 'encoder')
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
-               'y_range': y_range, 'pool': pool}
+               'y_range': y_range}
     targets = None if dls.train is None else dls.train.targets
     loss,metric = _task(dls.labeler, loss_settings(dls.labeler, targets, class_weights, label_smoothing, loss_func))
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)

@@ -57,7 +57,6 @@ class ULMFiTSettings:
     lm_valid_max:int = 400       # but at most so many
     sample:int = 1500            # Texts that tell how long a text is
     n_steps:int = 5              # Steps that tell how fast the machine is
-    pool:str = 'all'             # Layers that the classifier's head sees: or 'last', as in ULMFiT
     clas_bs:int = 16             # Documents in a batch of the classifier
     steps:tuple = ((-1, 2, 1e-2), (-2, 2, 1e-2), (0, 8, 4e-3))  # First group that learns, passes, highest rate
     lr_decay:float = 2.6         # A group's rate is the one's above divided by this
@@ -77,7 +76,6 @@ class ULMFiTSettings:
                 raise ValueError(f"{name}=1: batch normalisation needs two documents to learn from.")
         for name in ('steps', 'pseudo_steps'):
             if not getattr(self, name): raise ValueError(f"{name}=(): a classifier is trained in one step or more.")
-        if self.pool not in ('last', 'all'): raise ValueError(f"pool={self.pool!r}: use 'last' or 'all'.")
         if self.schedule not in ('one-cycle', 'slanted-triangular'):
             raise ValueError(f"schedule={self.schedule!r}: use 'one-cycle' or 'slanted-triangular'.")
 
@@ -443,7 +441,7 @@ def _classifier_learner(job, way, train, bs):
     weights = job.how['class_weights']
     return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
                                    class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
-                                   precision=job.how['precision'], pool=s.pool)
+                                   precision=job.how['precision'])
 
 
 def _label_block(data, y_block):
@@ -578,7 +576,7 @@ def _way_rows(content, way):
            f"{s['lm_lr']:g} (Adam, one cycle), dropouts times {s['lm_drop_mult']:g}; vocabulary {lm['vocab']:,}, "
            f"{lm['unknown']:.1%} unknown; perplexity {lm['perplexity']:.1f}; {times[0]}")
     yield (f'{way} classifier', f"{clas['epochs']} passes ({_steps_said(plan['steps'])}; {s['schedule']}, rates "
-           f"divided by {s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}, pool {s['pool']}; "
+           f"divided by {s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "
            f"{_said(clas, how['n_validation'])}; {times[1]}")
     if how['how']['pseudo_labels']: yield _second_row(content, way)
 

@@ -3,8 +3,7 @@
 A language model is trained on IMDb reviews, the unlabelled ones and those of the training part without their labels,
 for 60 minutes of CPU: some steps of a model that is thrown away tell how many reviews it can read in that time, and
 how often. Then 500 labelled reviews are drawn five times, and each draw trains a classifier on the language model's
-encoder (ULMFiT: the head alone, then one group of layers more, then all; the head sees the means of all layers, as in
-`ulmfit()`, or the last one alone: `--pool last`) and, as the peer, scikit-learn's logistic
+encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-learn's logistic
 regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same 2,500 labelled
 reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each classifier labels the
 4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns from them, too.
@@ -16,8 +15,8 @@ What was chosen, and by what: the language model's size (200/600, two layers) be
 hour is worth two passes; its batches of 32 rows by short runs as in `rates.py`, one seed, which look at no label, and
 half of the rate that was best there, as this run is longer (earlier it had 64 rows and rates up to 5e-3); the
 classifier's steps and dropouts by one draw that is none of these, on 2,500 other labelled reviews (0.822 with that
-earlier language model; with the dropouts times .5 0.816); the second classifier's by two draws on those reviews, the
-pooling by one of them. What is done with more labels than 5,000 was fixed before it was run.
+earlier language model; with the dropouts times .5 0.816); the second classifier's by two draws on those reviews.
+What is done with more labels than 5,000 was fixed before it was run.
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was, also within the
 language model.
 """
@@ -170,7 +169,7 @@ def tfidf_labels(train, pool, n):
     return pseudo_label(SimpleNamespace(dls=dls, get_preds=lambda dl: (probs, None)), pool, n)
 
 
-def classifier(train, valid, encoder, draw, precision, pool, steps, bs, drop_mult):
+def classifier(train, valid, encoder, draw, precision, steps, bs, drop_mult):
     "A learner by gradual unfreezing (groups that learn, epochs, highest rate), and how often it is right at the end."
     seed_all(draw)
     bundle = read_bundle(encoder, 'encoder')
@@ -179,8 +178,7 @@ def classifier(train, valid, encoder, draw, precision, pool, steps, bs, drop_mul
                                      tok_tfm=Tokenizer.from_dict(bundle['tokenizer']), seed=draw, n_workers=1,
                                      device='cpu')
     unseen,dls.valid = dls.valid, None
-    learn = text_classifier_learner(dls, pretrained=encoder.resolve(), drop_mult=drop_mult, precision=precision,
-                                    pool=pool)
+    learn = text_classifier_learner(dls, pretrained=encoder.resolve(), drop_mult=drop_mult, precision=precision)
     for group, n_epoch, lr in steps:
         learn.freeze_to(group).fit_one_cycle(n_epoch, lr if group == -1 else slice(lr / 2.6**3, lr))
         if learn.interrupted: raise KeyboardInterrupt
@@ -192,9 +190,9 @@ def recipe_for(train):
     return recipe if len(train) <= 5000 else recipe_of_many
 
 
-def classifier_accuracy(train, valid, encoder, draw, precision='fp32', pool='last'):
+def classifier_accuracy(train, valid, encoder, draw, precision='fp32'):
     "Of a classifier that is trained as so many labels want it."
-    return classifier(train, valid, encoder, draw, precision, pool, **recipe_for(train))[1]
+    return classifier(train, valid, encoder, draw, precision, **recipe_for(train))[1]
 
 
 def with_pseudo_labels(train, found):
@@ -209,7 +207,7 @@ def second(args, run, encoder, train, valid, learn):
     pool = pool[:n_pool].tolist()
     began = process_time()
     more = with_pseudo_labels(train, pseudo_label(learn, pool, n))
-    ours = classifier(more, valid, encoder, run['draw'], run['precision'], run['pool'], **second_recipe)[1]
+    ours = classifier(more, valid, encoder, run['draw'], run['precision'], **second_recipe)[1]
     spent,peer = process_time() - began, with_pseudo_labels(train, tfidf_labels(train, pool, n))
     return {'second': ours, 'tfidf_second': tfidf_accuracy(peer, valid), 'second_minutes': spent / 60}
 
@@ -220,7 +218,7 @@ def measure_draw(args, run, encoder):
     times = [process_time()]
     tfidf = tfidf_accuracy(train, valid)
     times.append(process_time())
-    learn,ours = classifier(train, valid, encoder, run['draw'], run['precision'], run['pool'], **recipe_for(train))
+    learn,ours = classifier(train, valid, encoder, run['draw'], run['precision'], **recipe_for(train))
     times.append(process_time())
     more = second(args, run, encoder, train, valid, learn) if run['pseudo_labels'] else {}
     return {**run, 'accuracy': ours, 'tfidf': tfidf, 'tfidf_minutes': (times[1] - times[0]) / 60,
@@ -231,7 +229,7 @@ def planned(args):
     "The language model, then the draws."
     shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
               'lr': args.lr, 'precision': args.precision}
-    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, 'pool': args.pool,
+    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out,
               'pseudo_labels': args.pseudo_labels, **shared} for d in range(args.draws)]
     return [{'part': 'language model', **shared}, *draws]
 
@@ -260,7 +258,6 @@ def parse(argv=None):
     p.add_argument('--lm-minutes', type=float, default=60., help='CPU minutes for the language model')
     p.add_argument('--draws', type=int, default=5, help='how often labels are drawn')
     p.add_argument('--labels', type=int, default=500, help='labelled reviews of a draw')
-    p.add_argument('--pool', default='all', help="layers that the head sees: 'all' or 'last'")
     p.add_argument('--pseudo-labels', type=int, default=4000, help='so many for each draw; 0: none')
     p.add_argument('--results', type=Path, default=results_file)
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',

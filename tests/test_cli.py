@@ -267,10 +267,8 @@ def test_classifier_without_encoder(tmp_path, shell):
 def test_classifier_with_encoder(made, tmp_path, shell):
     encoder = made / 'lm/encoder.safetensors'
     argv = ['train-classifier', '--data', made / 'labelled.csv', '--encoder', encoder, '--out', tmp_path, '--epochs', 1]
-    refused(shell(*argv, '--pool', 'first'), "pool='first': use 'last' or 'all'")
-    status,out,err = shell(*argv, '--pool', 'all')
+    status,out,err = shell(*argv)
     assert (status, err) == (0, '') and ' words matched, 0 are new.' in out
-    assert load_learner(tmp_path / 'classifier').model.sentences.pool == 'all'
     assert read_bundle(tmp_path / 'classifier')['vocab'] == read_bundle(made / 'lm/encoder')['vocab']
 
 
