@@ -88,10 +88,11 @@ class Parts:
     def encode(self,
         texts:Sequence,  # Strings, or lists of tokens if there is no tokenizer
         bs:int=64,       # Texts that are read side by side
+        layers:str='last', # `'last'` or `'all'`, as for one learner
     )->np.ndarray:       # (n, sum of the parts' sizes)
         "The features of each text, those of the parts side by side."
         texts = list(texts)
-        return np.concatenate([part.encode(texts, bs) for part in self.parts], 1)
+        return np.concatenate([part.encode(texts, bs, layers) for part in self.parts], 1)
 
     def export(self,
         file:str|Path='export',  # Name within `path`, or a path

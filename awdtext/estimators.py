@@ -18,7 +18,7 @@ from .data.batches import is_missing
 from .data.dataloaders import TextDataLoaders, column_names, frame_texts, row_text
 from .data.tokenizer import Tokenizer
 from .data.vocab import Vocab
-from .lm.score import encode_texts
+from .lm.score import encode_texts, n_features
 from .text_learner import language_model_learner, load_learner, text_classifier_learner
 from .training.checkpoint import read_bundle
 from .training.progress import ProgressCallback
@@ -226,7 +226,9 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         device=None,          # Where it computes; a GPU if there is one
         verbose=False,        # Show the table of training
         random_state=None,    # Seed, numpy `RandomState`, or None
+        layers='last',        # 'all': instead the means of the embedding and of every layer, for linear models
     ):
+        self.layers = layers
         self.encoder,self.config,self.n_epoch,self.lr,self.bs = encoder,config,n_epoch,lr,bs
         self.seq_len,self.max_len,self.min_freq,self.max_vocab = seq_len,max_len,min_freq,max_vocab
         self.tok_tfm,self.device,self.verbose,self.random_state = tok_tfm,device,verbose,random_state
@@ -247,11 +249,11 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
 
     def transform(self,
         X,              # Texts
-    )->np.ndarray:      # (n, 3 * out_sz), float32
+    )->np.ndarray:      # (n, 3 * out_sz), or (n, sum of all sizes) of all layers; float32
         "The features of each text."
         check_is_fitted(self, 'learner_')
-        learn = self.learner_
-        return np.stack(list(encode_texts(learn.encoder, learn.dls, _texts(X, self.fields_), self.max_len, self.bs)))
+        learn,texts = self.learner_, _texts(X, self.fields_)
+        return np.stack(list(encode_texts(learn.encoder, learn.dls, texts, self.max_len, self.bs, self.layers)))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -259,4 +261,4 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         return tags
 
     @property
-    def _n_features_out(self): return 3 * self.learner_.encoder.out_sz
+    def _n_features_out(self): return n_features(self.learner_.encoder, self.layers)

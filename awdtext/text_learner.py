@@ -30,7 +30,7 @@ from .ensemble import Ensemble, LMEnsemble
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
-from .lm.score import TextScore, encode_texts, score_texts
+from .lm.score import TextScore, encode_texts, n_features, score_texts
 from .lm.write import Continuation, text_law, write, write_beam, write_stream
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
@@ -292,17 +292,19 @@ class TextLearner(EncoderLearner):
     def encode(self,
         texts:Iterable,  # Strings, or lists of tokens if there is no tokenizer
         bs:int=64,       # Texts that are read side by side
-    )->np.ndarray:       # (n, 3 * out_sz), float32, in the order of `texts`
+        layers:str='last', # `'all'`: instead the means of the embedding and of every layer, for linear models
+    )->np.ndarray:       # (n, 3 * out_sz), or (n, sum of all sizes); float32, in the order of `texts`
         "The encoder's features of each text: its last output, the maximum of all and their mean."
-        with self.averaged(): rows = list(self.iter_encode(texts, bs))
-        return np.stack(rows) if rows else np.zeros((0, 3 * self.encoder.out_sz), np.float32)
+        with self.averaged(): rows = list(self.iter_encode(texts, bs, layers))
+        return np.stack(rows) if rows else np.zeros((0, n_features(self.encoder, layers)), np.float32)
 
     def iter_encode(self,
         texts:Iterable,  # As for `encode`; a generator is read as it is needed
         bs:int=64,       # Texts that are read side by side
-    )->Iterator[np.ndarray]: # (3 * out_sz,) each, in the order of `texts`
+        layers:str='last', # `'last'` or `'all'`
+    )->Iterator[np.ndarray]: # As many numbers each, in the order of `texts`
         "The same one by one, for more texts than memory holds."
-        return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs)
+        return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs, layers)
 
     def class_report(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test

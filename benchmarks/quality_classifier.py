@@ -6,16 +6,19 @@ how often. Then 500 labelled reviews are drawn five times, and each draw trains 
 encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-learn's logistic
 regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same 2,500 labelled
 reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each classifier labels the
-4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns from them, too.
+4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns from them, too. And the
+cheapest use of an encoder: logistic regression on the means of its embedding and layers, none of which is trained.
 
     python benchmarks/quality_classifier.py --data DIR     # DIR holds imdb/{train,unsup}.csv.gz; in bfloat16
     python benchmarks/quality_classifier.py --data DIR --labels 22500 --draws 1 --pseudo-labels 0  # all labels
+    python benchmarks/quality_classifier.py --data DIR --lm-minutes 20 --draws 3 --pseudo-labels 0
 
 What was chosen, and by what: the language model's size (200/600, two layers) before anything was measured, so that an
 hour is worth two passes; its batches of 32 rows by short runs as in `rates.py`, one seed, which look at no label, and
 half of the rate that was best there, as this run is longer (earlier it had 64 rows and rates up to 5e-3); the
 classifier's steps and dropouts by one draw that is none of these, on 2,500 other labelled reviews (0.822 with that
-earlier language model; with the dropouts times .5 0.816); the second classifier's by two draws on those reviews.
+earlier language model; with the dropouts times .5 0.816); the second classifier's, and C = 0.01 of the
+logistic regression on features, by two draws on those reviews.
 What is done with more labels than 5,000 was fixed before it was run.
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was, also within the
 language model.
@@ -38,6 +41,7 @@ from awdtext.core import seed_all
 from awdtext.data.batches import Categorize
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import SubwordTokenizer, Tokenizer
+from awdtext.estimators import AWDTextEncoder
 from awdtext.pseudo_labels import pseudo_label
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
@@ -195,6 +199,24 @@ def classifier_accuracy(train, valid, encoder, draw, precision='fp32'):
     return classifier(train, valid, encoder, draw, precision, **recipe_for(train))[1]
 
 
+def linear_accuracy(train, valid, encoder):
+    "Logistic regression on the features of all layers, as they are."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    features = AWDTextEncoder(encoder, max_len=1440, layers='all', bs=64, device='cpu')
+    model = make_pipeline(features, StandardScaler(), LogisticRegression(C=.01, max_iter=1000))
+    return float(model.fit(train['text'].tolist(), train['label']).score(valid['text'].tolist(), valid['label']))
+
+
+def measure_linear(args, run, encoder):
+    "The same on one draw, and its time, nearly all of which is reading."
+    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
+    began = process_time()
+    accuracy = linear_accuracy(train, valid, encoder)
+    return {**run, 'linear': accuracy, 'linear_minutes': (process_time() - began) / 60, 'machine': machine()}
+
+
 def with_pseudo_labels(train, found):
     "Labelled reviews, repeated so that they are a third, and the others."
     times = max(1, round(len(found.texts) / (2 * len(train))))
@@ -229,21 +251,23 @@ def planned(args):
     "The language model, then the draws."
     shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
               'lr': args.lr, 'precision': args.precision}
-    draws = [{'part': 'draw', 'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out,
-              'pseudo_labels': args.pseudo_labels, **shared} for d in range(args.draws)]
-    return [{'part': 'language model', **shared}, *draws]
+    each = [{'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, **shared} for d in range(args.draws)]
+    draws = [{'part': 'draw', 'pseudo_labels': args.pseudo_labels, **run} for run in each]
+    return [{'part': 'language model', **shared}, *draws, *({'part': 'linear', **run} for run in each)]
 
 
 columns = {'accuracy': ('awdtext', 3), 'tfidf': ('TF-IDF + logistic regression', 3),
            'second': ('with pseudo-labels', 3), 'tfidf_second': ('TF-IDF with its own', 3),
+           'linear': ('logistic regression on features', 3), 'linear_minutes': ('its minutes', 1),
            'cpu_minutes': ('minutes of CPU (awdtext)', 1), 'second_minutes': ('and for pseudo-labels', 1)}
 
 
 def report(results, plan):
     "One line on the language model, and the table of the draws."
-    lm,*draws = [earlier(results, run) for run in plan]
-    draws = [r for r in draws if r]
-    shown = {key: how for key, how in columns.items() if draws and key in draws[0]}
+    lm,*found = [earlier(results, run) for run in plan]
+    linear = {r['draw']: r for r in found if r and r['part'] == 'linear'}
+    draws = [{**linear.get(r['draw'], {}), **r} for r in found if r and r['part'] == 'draw']
+    shown = {key: how for key, how in columns.items() if draws and all(key in r for r in draws)}
     rows = [[f"draw {r['draw'] + 1}", *(f'{r[key]:.{n}f}' for key, (_, n) in shown.items())] for r in draws]
     if draws: rows.append(['mean', *(f'{mean(r[key] for r in draws):.{n}f}' for key, (_, n) in shown.items())])
     line = lm and (f"Language model: {lm['reviews']:,} reviews, {lm['tokens']:,} tokens, {lm['n_epoch']} epoch(s), "
@@ -289,8 +313,9 @@ def main(argv=None):
     skip = fresh_from(read_results(args.results), lm)
     for run in draws:
         if earlier(read_results(args.results)[skip:], run): continue
-        print(f"\nDraw {run['draw'] + 1}", flush=True)
-        write_result(args.results, measure_draw(args, run, encoder))
+        print(f"\nDraw {run['draw'] + 1}, {run['part']}", flush=True)
+        measure = measure_draw if run['part'] == 'draw' else measure_linear
+        write_result(args.results, measure(args, run, encoder))
     print('\n' + report(read_results(args.results)[skip:], plan))
 
 

@@ -12,7 +12,10 @@ from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import Tokenizer
 from awdtext.data.vocab import Vocab
 from awdtext.lm.score import encode_texts, pooled, score_texts, surprisals
+from awdtext.models.awd_lstm import AWD_LSTM
+from awdtext.models.gru import GRU
 from awdtext.models.language_model import get_language_model
+from awdtext.models.qrnn import QRNN
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 
 kinds = {'lstm': {}, 'gru': dict(arch='GRU'), 'qrnn': dict(arch='QRNN'), 'mos': dict(decoder='mos', n_experts=3),
@@ -121,6 +124,29 @@ def test_learners_score_and_encode_and_are_as_before():
     assert [s.surprisals for s in learn.iter_score(texts)] == [s.surprisals for s in scores]
     np.testing.assert_array_equal(np.stack(list(learn.iter_encode(texts))), features)
     assert learn.score([]) == [] and learn.encode([]).shape == (0, 24)
+
+
+@pytest.mark.parametrize('arch', [AWD_LSTM, GRU, QRNN])
+@pytest.mark.parametrize(('seq_len', 'max_len'), [(4, None), (100, None), (7, 5)])
+def test_means_of_all_layers_by_hand(arch, seq_len, max_len):
+    encoder = arch(22, 4, 6, 3).eval()
+    docs = [torch.randint(22, (n,), generator=torch.Generator().manual_seed(n)) for n in (9, 1, 30, 14)]
+    for doc, row in zip(docs, pooled(encoder, docs, seq_len, max_len, layers='all')):
+        x,expected = encoder.embedding(doc[None]), []
+        for layer in (None, *encoder.rnns):
+            if layer is not None: x = layer(x)[0]
+            pool = x[0].tolist()[-(max_len or 99):]
+            expected += [sum(column) / len(pool) for column in zip(*pool)]
+        torch.testing.assert_close(row, torch.tensor(expected))
+
+
+def test_features_of_all_layers_of_a_learner():
+    learn,texts = lm_learner(), [words(12, seed=i) for i in range(5)]
+    features = learn.encode(texts, layers='all')
+    sizes = [learn.encoder.emb_sz, *(rnn.n_hid for rnn in learn.encoder.rnns)]
+    assert features.shape == (5, sum(sizes)) and learn.encode([], layers='all').shape == (0, sum(sizes))
+    np.testing.assert_allclose(features[:, -sizes[-1]:], learn.encode(texts)[:, -sizes[-1]:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="layers='first': use 'last' or 'all'"): learn.encode(texts, layers='first')
 
 
 def test_one_text_is_no_list_of_texts():

@@ -8,7 +8,7 @@ __all__ = ['awd_lstm_lm_config', 'awd_lstm_clas_config', 'usual_cutoffs', 'prese
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #d13c7d7a
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
@@ -206,8 +206,13 @@ class AWD_LSTM(nn.Module):
         starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
     )->EncoderOutput:     # Output of the last layer, and the new state
         "Read the window `ids` from `state`."
-        embedded = self.embedding(ids.t()).transpose(0, 1)  # (bs, seq_len, emb_sz); memory is time first
-        return self.run_layers(self.input_dp(embedded), state, starts)
+        return self.run_layers(self.embed(ids), state, starts)
+
+    def embed(self,
+        ids:Tensor, # Token ids, (bs, seq_len)
+    )->Tensor:      # (bs, seq_len, emb_sz); memory is time first
+        "What the first layer is given: embeddings, after their dropout."
+        return self.input_dp(self.embedding(ids.t()).transpose(0, 1))
 
     def run_layers(self,
         x:Tensor,         # Embedded tokens, (bs, seq_len, emb_sz)
@@ -215,14 +220,22 @@ class AWD_LSTM(nn.Module):
         starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
     )->EncoderOutput:     # Output of the last layer, and the new state
         "The recurrent layers, with dropout between them."
-        check_state(state, len(self.rnns), len(x))
         new_state = []
+        for layer in self.each_layer(x, state, starts): new_state.append(layer[1])
+        return EncoderOutput(layer[0], tuple(new_state))
+
+    def each_layer(self,
+        x:Tensor,         # As for `run_layers`
+        state:tuple=None, # Of all layers
+        starts:Tensor=None, # Where documents begin
+    )->Iterator[tuple]:   # A layer's output, (bs, seq_len, n), before the dropout that follows, and its new state
+        "The recurrent layers one by one."
+        check_state(state, len(self.rnns), len(x))
         for i, rnn in enumerate(self.rnns):
             if i > 0: x = self.hidden_dps[i - 1](x)
             last = state and state[i]
             with torch.set_grad_enabled(needs_grad(rnn, x, *(last or ()))): x,new = rnn(x, last, starts)
-            new_state.append(new)
-        return EncoderOutput(x, tuple(new_state))
+            yield x, new
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #4b2e2e82
 def needs_grad(
