@@ -7,7 +7,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
            'other_way', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import hashlib, math, shutil
+import csv, hashlib, math, shutil
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ import torch
 from .core import Report, default_device, say, seed_all
 from .data.batches import Categorize, is_missing
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
-    frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, read_csv, row_text, split_labels)
+    frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
 from .data.stream import positive_int
 from .data.tokenizer import Tokenizer
 from .duplicates import near_duplicates
@@ -356,8 +356,9 @@ def _speed(job, dls, config):
 def _clas_plan(job, per_char, seconds):
     "The steps of the classifiers, with fewer passes each if there is no time for all, and their seconds."
     s,train,n_pseudo = job.settings, sum(map(len, job.data.train.texts)), job.how['pseudo_labels']
-    pool = sum(map(len, job.data.unlabelled(s.pseudo_pool))) if n_pseudo else 0
-    pseudo = min(n_pseudo / s.pseudo_pool, 1) * pool * (1 + 1 / s.pseudo_ratio)
+    texts = job.data.unlabelled(s.pseudo_pool) if n_pseudo else []
+    pool = sum(map(len, texts))
+    pseudo = min(n_pseudo / max(len(texts), 1), 1) * pool * (1 + 1 / s.pseudo_ratio)
     def spent(steps, pseudo_steps):
         return per_char * (_passes(steps) * train + _passes(pseudo_steps) * pseudo + pool / 3)   # a third: no gradients
     share = min(1., seconds / max(spent(s.steps, s.pseudo_steps), 1e-9))
@@ -513,22 +514,23 @@ def _is_taken(content, way):
     first,second = (content[f'{way} {name}']['accuracy'] for name in ('classifier', 'second classifier'))
     return first - second <= (first * (1 - first) / content['settings']['n_validation']) ** .5
 
-
+# %% ../nbs/57_ulmfit.ipynb #d744bca2
 def _pseudo_labelled(job, way, learn):
     "The texts of which the classifier is most certain, and what it calls them."
     name,file = f'{way} pseudo-labels', job.out / f'pseudo_labels_{way}.csv'
     pool,n = job.data.unlabelled(job.settings.pseudo_pool), job.how['pseudo_labels']
-    job.stage(name, lambda: {name: _write_pseudo_labels(pseudo_label(learn, pool, n), len(pool), file)})
-    rows = read_csv(file)
-    return Docs([pool[i] for i in rows['number']], [learn.dls.labeler.decode(y) for y in rows['category']])
+    job.stage(name, lambda: {name: _keep_pseudo_labels(pseudo_label(learn, pool, n), len(pool), file)})
+    kept = job.run.content[name]
+    return Docs([pool[i] for i in kept['numbers']], [learn.dls.labeler.decode(y) for y in kept['categories']])
 
 
-def _write_pseudo_labels(found, n, file):
-    "A table for the eye, too; what the card says of it."
+def _keep_pseudo_labels(found, n, file):
+    "What is trained on, by numbers; and a table for the eye, which nothing reads."
     import pandas as pd
-    pd.DataFrame({'number': found.idxs, 'category': found.categories, 'label': [*map(label_text, found.labels)],
-                  'margin': found.margins, 'text': found.texts}).to_csv(file, index=False)
-    return {'n': len(found.texts), 'of': n, 'least_margin': min(found.margins)}
+    table = {'label': [*map(label_text, found.labels)], 'margin': found.margins, 'text': found.texts}
+    pd.DataFrame(table).to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return {'n': len(found.texts), 'of': n, 'least_margin': min(found.margins), 'numbers': found.idxs,
+            'categories': found.categories}
 
 # %% ../nbs/57_ulmfit.ipynb #3059a1fd
 def _figures(learn, data):
@@ -666,7 +668,7 @@ def ulmfit(
     _check_fields((labelled, valid, test), how['fields'])
     data = split_data(read_texts(texts, text_col), labelled, valid, test, valid_pct, seed, y_block, settings)
     how['class_weights'] = _weights(data, y_block, class_weights)
-    if pseudo_labels: _check_pseudo_labels(data, y_block)
+    if pseudo_labels: _check_pseudo_labels(pseudo_labels, data, y_block)
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 
@@ -684,10 +686,11 @@ def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tf
                 precision=_precision(precision))
 
 
-def _check_pseudo_labels(data, y_block):
+def _check_pseudo_labels(n, data, y_block):
     "Raise, before an hour is spent, if there can be none."
     check_single_label(_label_block(data, y_block).labeler)
-    if not data.unlabelled(1): raise ValueError("pseudo_labels: there is no text without a label; give some, or 0.")
+    if data.unlabelled(1): return
+    raise ValueError(f"pseudo_labels={n}, but there is no text without a label: give some, or 0.")
 
 
 def _precision(wanted):

@@ -4,13 +4,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from test_ulmfit import Stops, labels, more, probabilities, quick, reviews
+from test_ulmfit import Stops, killed_after, labels, more, probabilities, quick, reviews
 
 from awdtext import ulmfit as module
 from awdtext.data.batches import Categorize
 from awdtext.data.data_block import MultiCategoryBlock, RegressionBlock
 from awdtext.pseudo_labels import label_shares, pseudo_label
-from awdtext.recipes import Results
 from awdtext.training.learner import Learner
 from awdtext.ulmfit import ulmfit
 
@@ -127,16 +126,20 @@ def test_same_call_goes_on(run, tmp_path, monkeypatch, at):
 
 @pytest.mark.parametrize('last', ['forward classifier', 'forward pseudo-labels', 'forward second classifier'])
 def test_killed_between_stages(run, tmp_path, monkeypatch, last):
-    stage = Results.stage
-    def dying(self, name, work):
-        stage(self, name, work)
-        if name == last: raise KeyboardInterrupt
-    monkeypatch.setattr(Results, 'stage', dying)
-    args,how = [plenty + more, (reviews, labels), tmp_path / 'run'], dict(pseudo_labels=20, **quick)
-    with pytest.raises(KeyboardInterrupt): ulmfit(*args, **how)
-    monkeypatch.undo()
-    torch.manual_seed(0)
-    assert torch.equal(probabilities(ulmfit(*args, **how)), probabilities(run[0]))
+    def call(): return ulmfit(plenty + more, (reviews, labels), tmp_path / 'run', pseudo_labels=20, **quick)
+    assert torch.equal(probabilities(killed_after(monkeypatch, last, call)), probabilities(run[0]))
+
+
+def test_odd_texts_get_labels_and_the_table_is_for_the_eye_alone(tmp_path, monkeypatch):
+    signs = ['\r', '\r\n', '"', '\0', '\n', '\u2028', ',', ';']
+    odd = [f'{text}{sign} indeed' for text, sign in zip(plenty, signs)]
+    trained = trained_on(monkeypatch)
+    def call(): return ulmfit(odd, (reviews, labels), tmp_path, pseudo_labels=40, **quick)
+    killed_after(monkeypatch, 'forward pseudo-labels', call)            # what it labelled is read again
+    (second,) = [docs.texts for docs, bs in trained if bs == 32]
+    assert set(second) & set(odd) and set(second) <= {*odd, *reviews}
+    (tmp_path / 'pseudo_labels_forward.csv').unlink()                   # as somebody does who has seen it
+    assert call().predict(reviews[0])[0] in ('neg', 'pos')
 
 
 def test_finished_run_trains_and_predicts_no_more(run, monkeypatch):

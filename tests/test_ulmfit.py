@@ -209,19 +209,24 @@ def test_same_call_goes_on_to_the_same_predictions(both, tmp_path, monkeypatch, 
     assert torch.equal(probabilities(learn), probabilities(both[0]))
 
 
-@pytest.mark.parametrize('last', ['plan', 'forward language model', 'forward classifier', 'backward classifier',
-                                  'figures'])
-def test_killed_between_stages(both, tmp_path, monkeypatch, last):
+def killed_after(monkeypatch, last, call):
+    "What a call returns that was killed after a stage, and made again."
     stage = Results.stage
     def dying(self, name, work):
         stage(self, name, work)
         if name == last: raise KeyboardInterrupt
-    monkeypatch.setattr(Results, 'stage', dying)
-    args = [more, (reviews, labels), tmp_path / 'run']
-    with pytest.raises(KeyboardInterrupt): ulmfit(*args, backwards='both', **quick)
-    monkeypatch.undo()
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Results, 'stage', dying)
+        call()
     torch.manual_seed(0)                                                # as another process would not be where this was
-    assert torch.equal(probabilities(ulmfit(*args, backwards='both', **quick)), probabilities(both[0]))
+    return call()
+
+
+@pytest.mark.parametrize('last', ['plan', 'forward language model', 'forward classifier', 'backward classifier',
+                                  'figures'])
+def test_killed_between_stages(both, tmp_path, monkeypatch, last):
+    def call(): return ulmfit(more, (reviews, labels), tmp_path / 'run', backwards='both', **quick)
+    assert torch.equal(probabilities(killed_after(monkeypatch, last, call)), probabilities(both[0]))
 
 
 def test_finished_run_trains_no_more(both, monkeypatch):
