@@ -706,6 +706,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'awdtext.ensemble.EnsembleData': ('ensemble.html#ensembledata', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.EnsembleData.__init__': ('ensemble.html#ensembledata.__init__', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.EnsembleData.test_dl': ('ensemble.html#ensembledata.test_dl', 'awdtext/ensemble.py'),
+                                  'awdtext.ensemble.EnsembleData.train': ('ensemble.html#ensembledata.train', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.LMEnsemble': ('ensemble.html#lmensemble', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.LMEnsemble.__init__': ('ensemble.html#lmensemble.__init__', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.LMEnsemble.evaluate': ('ensemble.html#lmensemble.evaluate', 'awdtext/ensemble.py'),

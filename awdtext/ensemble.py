@@ -63,6 +63,11 @@ class EnsembleData:
         self.vocab,self.tokenizer,self.labeler = parts[0].vocab, parts[0].tokenizer, parts[0].labeler
         self.categories = parts[0].categories
 
+    @property
+    def train(self):
+        "The training part of the first; its labels are those of all."
+        return self.parts[0].train
+
     def test_dl(self,
         texts:Sequence,            # As for `TextDataLoaders.test_dl`
         labels:Sequence|None=None, # Their labels, if they are known

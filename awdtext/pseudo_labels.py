@@ -7,7 +7,7 @@ __all__ = ['check_single_label', 'label_shares', 'PseudoLabels', 'pseudo_label']
 
 # %% ../nbs/47_pseudo_labels.ipynb #7702b94a
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .data.batches import Categorize
@@ -24,10 +24,13 @@ def check_single_label(
 
 def label_shares(
     labels:Sequence, # Of the training part
-    n:int,           # To be shared out
-)->dict:             # Label -> its part of `n`, rounded
+    n:int,           # To be shared out, one for each label at least
+)->dict:             # Label -> its part of `n`, rounded, 1 at least
     "How many of `n` fall to each label if all keep their shares."
-    return {label: round(n * count / len(labels)) for label, count in Counter(labels).items()}
+    counts = Counter(labels)
+    if positive_int(n, 'n') < len(counts): raise ValueError(f"n={n}: use one for each of the {len(counts)} categories "
+                                                            "at least.")
+    return {label: max(1, round(n * count / len(labels))) for label, count in counts.items()}
 
 
 def _train_targets(dls):
@@ -47,20 +50,20 @@ class PseudoLabels(NamedTuple):
 # %% ../nbs/47_pseudo_labels.ipynb #a52a981a
 def pseudo_label(
     learn,              # A classifier of single categories, or an ensemble of them
-    texts:Sequence[str], # Without labels
-    n:int,              # So many at most
+    texts:Iterable[str], # Without labels
+    n:int,              # About so many, one for each category at least
 )->PseudoLabels:        # Fewer than `n` where a category has not as many texts
     "The texts of which `learn` is most certain, each category in the share that it has in the training part."
     labeler = learn.dls.labeler
     check_single_label(labeler)
+    wanted = label_shares(_train_targets(learn.dls), n)
+    texts = texts if isinstance(texts, str) else list(texts)                     # a string is refused below
     probs = learn.get_preds(dl=learn.dls.test_dl(texts))[0]
     best = probs.topk(2)
     margins,guesses = (best.values[:, 0] - best.values[:, 1]).tolist(), best.indices[:, 0].tolist()
-    wanted = label_shares(_train_targets(learn.dls), positive_int(n, 'n'))
     idxs = []
     for category, n_wanted in sorted(wanted.items()):
         its = [i for i, guess in enumerate(guesses) if guess == category]
         idxs += sorted(its, key=lambda i: -margins[i])[:n_wanted]
-    if not idxs: raise ValueError(f"n={n}: no category gets a text of the {len(texts)} at its share; use more.")
     return PseudoLabels([texts[i] for i in idxs], [labeler.decode(guesses[i]) for i in idxs],
                         [margins[i] for i in idxs], idxs, [guesses[i] for i in idxs])

@@ -26,7 +26,7 @@ from .data.tokenizer import Tokenizer
 from .duplicates import near_duplicates
 from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
-from .pseudo_labels import check_single_label, pseudo_label
+from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
 from .report import Pace, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
@@ -689,6 +689,7 @@ def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tf
 def _check_pseudo_labels(n, data, y_block):
     "Raise, before an hour is spent, if there can be none."
     check_single_label(_label_block(data, y_block).labeler)
+    label_shares(data.train.labels, n)
     if data.unlabelled(1): return
     raise ValueError(f"pseudo_labels={n}, but there is no text without a label: give some, or 0.")
 

@@ -41,7 +41,6 @@ from awdtext.core import seed_all
 from awdtext.data.batches import Categorize
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import SubwordTokenizer, Tokenizer
-from awdtext.estimators import AWDTextEncoder
 from awdtext.pseudo_labels import pseudo_label
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
@@ -204,6 +203,8 @@ def linear_accuracy(train, valid, encoder):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
+    from awdtext.estimators import AWDTextEncoder
     features = AWDTextEncoder(encoder, max_len=1440, layers='all', bs=64, device='cpu')
     model = make_pipeline(features, StandardScaler(), LogisticRegression(C=.01, max_iter=1000))
     return float(model.fit(train['text'].tolist(), train['label']).score(valid['text'].tolist(), valid['label']))

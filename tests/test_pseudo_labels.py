@@ -47,11 +47,17 @@ def test_shares_are_those_of_the_training_part():
 
 
 @pytest.mark.parametrize(('how', 'n', 'message'), [
-    ({}, 1, 'n=1: no category gets a text of the 5'), ({}, -2, 'n=-2'), ({}, 2.5, 'n=2.5'),
+    ({}, 2, 'n=2: use one for each of the 3 categories'), ({}, -2, 'n=-2'), ({}, 2.5, 'n=2.5'),
     ({'train': None}, 4, 'There is no training data')])
 def test_what_cannot_be(how, n, message):
     learn = says(torch.eye(3)[[0, 0, 0, 0, 0]], **how)
     with pytest.raises((ValueError, TypeError), match=message): pseudo_label(learn, list('abcde'), n)
+
+
+@pytest.mark.parametrize('kind', [list, tuple, iter, lambda texts: pd.Series(texts, index=range(9, 4, -1))])
+def test_texts_of_any_kind(kind):
+    found = pseudo_label(says(torch.eye(3)[[0, 1, 2, 1, 0]]), kind(list('abcde')), 4)
+    assert (found.texts, found.idxs) == (list('abdc'), [0, 1, 3, 2])
 
 
 # In ulmfit
@@ -154,6 +160,9 @@ def test_both_directions(tmp_path):
     learn = ulmfit(plenty + more, (reviews, labels), tmp_path, backwards='both', pseudo_labels=20, **quick)
     assert learn.card.count('with labels of the first classifier') == 2
     assert (tmp_path / 'pseudo_labels_backward.csv').exists()
+    found = pseudo_label(learn, more, 6)                                # by hand, of the mean of both
+    probs = learn.get_preds(dl=learn.dls.test_dl(more))[0]
+    assert found.categories == probs.argmax(1)[found.idxs].tolist()
 
 
 def test_time_of_the_second_is_in_the_plan(tmp_path, capsys):
@@ -167,6 +176,7 @@ def test_time_of_the_second_is_in_the_plan(tmp_path, capsys):
 @pytest.mark.parametrize(('texts', 'y', 'how', 'message'), [
     (more, labels, {'pseudo_labels': -1}, 'pseudo_labels=-1'),
     (more, labels, {'pseudo_labels': .5}, 'pseudo_labels=0.5'),
+    (more, labels, {'pseudo_labels': 1}, 'n=1: use one for each of the 2 categories'),
     (None, labels, {'pseudo_labels': 9}, 'there is no text without a label'),
     (more, [[y] for y in labels], {'pseudo_labels': 9, 'y_block': MultiCategoryBlock}, 'one category a document'),
     (more, [*map(float, range(len(reviews)))], {'pseudo_labels': 9, 'y_block': RegressionBlock},
