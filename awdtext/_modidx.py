@@ -1317,6 +1317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.report._unknown': ('report.html#_unknown', 'awdtext/report.py'),
                                 'awdtext.report._write_page': ('report.html#_write_page', 'awdtext/report.py'),
                                 'awdtext.report.label_counts': ('report.html#label_counts', 'awdtext/report.py'),
+                                'awdtext.report.pace_of': ('report.html#pace_of', 'awdtext/report.py'),
                                 'awdtext.report.peak_memory': ('report.html#peak_memory', 'awdtext/report.py'),
                                 'awdtext.report.seconds_of': ('report.html#seconds_of', 'awdtext/report.py'),
                                 'awdtext.report.svg': ('report.html#svg', 'awdtext/report.py'),

@@ -28,10 +28,9 @@ from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
-from .report import Pace, peak_memory, training_report
+from .report import pace_of, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
 from .training.checkpoint import read_bundle
-from .training.learner import rehearse
 from .training.monitors import EarlyStopping, KeepBest
 from .training.precision import supported
 from .training.resume import parse_every, plain
@@ -346,10 +345,9 @@ def _make_plan(job):
 
 def _speed(job, dls, config):
     "Seconds of training per multiplication, of this model."
-    pace = Pace(job.settings.n_steps)
     learn = language_model_learner(dls, config=config, drop_mult=job.settings.lm_drop_mult,
                                    precision=job.how['precision'])
-    rehearse(learn, pace, job.settings.n_steps + 1, 'steps')
+    pace = pace_of(learn, job.settings.n_steps)
     return pace.seconds / pace.tokens / config.macs_per_token(len(dls.vocab))
 
 
