@@ -1,5 +1,6 @@
 "What every test finds: one seed, a fixed number of threads, and real data where there is some."
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ root = Path(__file__).parent.parent
 
 
 def pytest_configure(config):
-    "Two threads unless told otherwise: sums come out the same on every machine, and many would slow small models."
+    """Two threads unless told otherwise: sums come out the same on every machine, and many would slow small models.
+    Ctrl-C is heard, also by the processes that tests start: a job in a shell's background inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
