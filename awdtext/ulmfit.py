@@ -51,7 +51,7 @@ class ULMFiTSettings:
     lm_patience:int = 2          # Passes without improvement after which it ends
     min_passes:int = 3           # A larger model is not taken if it could not read the texts so often
     max_passes:int = 10          # Passes of the language model at most
-    lm_share:float = .6          # Of the time, for the language model; the rest is for the classifier
+    lm_share:float = .6          # Of the time, for the language model at least; it has what the classifier does not need
     lm_valid_pct:float = .1      # Share of its texts for its validation
     lm_valid_max:int = 400       # but at most so many
     sample:int = 1500            # Texts that tell how long a text is
@@ -250,20 +250,16 @@ def _lm_parts(texts, seed, settings):
 
 # %% ../nbs/57_ulmfit.ipynb #1d53870b
 def choose_size(
-    configs:Sequence[AWDLSTMConfig],  # Candidates, the largest first
-    n_tokens:float,                   # Of all texts
-    vocab_sz:int,                     # Size of the vocabulary
-    seconds_per_mac:float,            # Of training
-    seconds:float,                    # That there are
+    seconds_per_pass:Sequence[float], # Of each candidate, the largest first: what reading all texts once takes
+    seconds:Sequence[float],          # That each of them has
     passes:int|None=None,             # So many and no other number; None: as fit
     settings:ULMFiTSettings=ULMFiTSettings(), # Least and most passes
-)->tuple[AWDLSTMConfig, int, float]:  # The model, passes, and the share of the texts that is read
+)->tuple[int, int, float]:            # Number of the candidate, passes, and the share of the texts that is read
     "The largest model that can read the texts often enough."
-    for config in configs:
-        affordable = seconds / (n_tokens * seconds_per_mac * config.macs_per_token(vocab_sz))
+    for i, affordable in enumerate(has / takes for has, takes in zip(seconds, seconds_per_pass)):
         if affordable >= (passes or settings.min_passes): break
-    if passes or affordable >= 1: return config, passes or min(int(affordable), settings.max_passes), 1.
-    return config, 1, affordable
+    if passes or affordable >= 1: return i, passes or min(int(affordable), settings.max_passes), 1.
+    return i, 1, affordable
 
 # %% ../nbs/57_ulmfit.ipynb #4136e523
 def other_way(
@@ -327,20 +323,39 @@ def _make_plan(job):
     if len(configs) == 1 and passes:
         return {'plan': {'config': asdict(configs[0]), 'lm_epochs': passes, 'lm_texts': len(job.data.lm),
                          'steps': s.steps, 'pseudo_steps': s.pseudo_steps, 'seconds': None}}
-    sample = job.data.lm[:s.sample]
+    sample,seconds = job.data.lm[:s.sample], job.how['minutes'] * 60 / len(job.ways)
     dls = job.lm_dls(sample)
-    vocab_sz = len(dls.vocab) if len(sample) == len(job.data.lm) else s.max_vocab
-    per_mac,per_char = _speed(job, dls, configs[-1]), dls.train.corpus.n_tokens / max(sum(map(len, sample)), 1)
-    seconds = job.how['minutes'] * 60 / len(job.ways)
-    n_tokens = per_char * sum(map(len, job.data.lm))
-    config,passes,share = choose_size(configs, n_tokens, vocab_sz, per_mac, seconds * s.lm_share, passes, s)
-    per_clas_char = per_char * per_mac * config.macs_per_token(0)
-    steps,pseudo_steps,clas_seconds = _clas_plan(job, per_clas_char, seconds * (1 - s.lm_share))
-    lm_seconds = share * passes * n_tokens * per_mac * config.macs_per_token(vocab_sz)
-    spent,lm_texts = [lm_seconds, clas_seconds], max(2, int(share * len(job.data.lm)))
-    if lm_texts >= len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
-    return {'plan': {'config': asdict(config), 'lm_epochs': passes, 'steps': steps, 'pseudo_steps': pseudo_steps,
-                     'seconds': spent, 'lm_texts': min(lm_texts, len(job.data.lm))}}
+    costs = _costs(job, dls, sum(map(len, sample)) / max(sum(map(len, job.data.lm)), 1), configs, seconds)
+    i,passes,share = choose_size([c.lm for c in costs], [seconds - c.clas for c in costs], passes, s)
+    lm_texts = min(max(2, int(share * len(job.data.lm))), len(job.data.lm))
+    if lm_texts == len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
+    return {'plan': {'config': asdict(configs[i]), 'lm_epochs': passes, 'steps': costs[i].steps,
+                     'pseudo_steps': costs[i].pseudo_steps, 'seconds': [share * passes * costs[i].lm, costs[i].clas],
+                     'lm_texts': lm_texts}}
+
+
+class _Cost(NamedTuple):
+    "Seconds that a size takes."
+    lm:float          # To read all texts once
+    steps:list        # Of the classifier
+    pseudo_steps:list # Of the second
+    clas:float        # For these steps
+
+
+def _costs(job, dls, part, configs, seconds):
+    "What each size would take; `dls` has a part of the characters. A size is measured only if it has a chance."
+    s,n_tokens = job.settings, dls.train.corpus.n_tokens / part
+    vocab_sz = min(s.max_vocab, round(len(dls.vocab) / part ** .5))              # Heaps's law: as the root of the text
+    def cost(config, per_mac):
+        per_char = n_tokens / max(sum(map(len, job.data.lm)), 1)
+        clas = _clas_plan(job, per_char * per_mac * config.macs_per_token(0), seconds * (1 - s.lm_share))
+        return _Cost(n_tokens * per_mac * config.macs_per_token(vocab_sz), *clas)
+    costs = [cost(configs[-1], per_mac := _speed(job, dls, configs[-1]))]
+    for config in reversed(configs[:-1]):
+        guess = cost(config, per_mac)
+        has_chance = guess.lm * s.min_passes < 2 * (seconds - guess.clas)        # large products are faster per number
+        costs.append(cost(config, _speed(job, dls, config)) if has_chance else guess)
+    return costs[::-1]
 
 
 def _speed(job, dls, config):
