@@ -188,9 +188,20 @@ def _spacy_tokenizer(lang, special_toks):
         known = ' '.join(sorted(o.name for o in _languages()))
         raise ValueError(f"spaCy has no language {lang!r}: use one of {known}.") from e
     tok.vocab.lex_attr_getters = {}
-    for o in special_toks:
+    for o in special_toks if hasattr(tok, 'rules') else ():
         if [w.text for w in tok(o)] != [o]: tok.add_special_case(o, [{'ORTH': o}])
     return tok
+
+
+def _cut_around(tok, special_toks):
+    "A function of text that keeps special tokens whole, where spaCy's `tok` of a language has no special cases."
+    kept = '|'.join(map(re.escape, sorted(special_toks, key=len, reverse=True)))
+    split = re.compile(rf' ?(?<!\S)(xx[a-z]+{"|" + kept if kept else ""})(?!\S) ?').split
+    def cut(text):
+        pieces = split(text)                                             # those with odd numbers are special tokens
+        words = [[piece] if i % 2 else [w.text for w in tok(piece)] for i, piece in enumerate(pieces) if piece]
+        return list(chain.from_iterable(words))
+    return cut
 
 
 def _languages():
@@ -263,13 +274,15 @@ class SpacyTokenizer:
     def _begin_afresh(self):
         self._spacy = _spacy_tokenizer(self.lang, self.special_toks)
         self._chunks = _Chunks(self._spacy) if _cuts_by_chunks(self._spacy) else None
+        self._around = None if hasattr(self._spacy, 'rules') else _cut_around(self._spacy, self.special_toks)
 
     def __call__(self,
         text:str, # Any text
     )->list[str]: # Its words, and what white space is more than a single space
         "Cut `text` into words."
         if self._n_words() > self.max_words: self._begin_afresh()
-        return self._chunks.cut(text) if self._chunks else [word.text for word in self._spacy(text)]
+        if self._chunks: return self._chunks.cut(text)
+        return self._around(text) if self._around else [word.text for word in self._spacy(text)]
 
     def _n_words(self): return self._chunks.n_chars // 8 if self._chunks else len(self._spacy.vocab)
 
@@ -541,6 +554,13 @@ def _find_rule(named):
     return partial(_known_rules[name], **keywords) if keywords else _known_rules[name]
 
 # %% ../../nbs/data/02_tokenizer.ipynb #3812d150
+def _check_splitter(word_tok):
+    if callable(word_tok) and not isinstance(word_tok, type): return word_tok
+    shown = word_tok.__name__ if isinstance(word_tok, type) else repr(word_tok)
+    cure = f'{shown}()' if isinstance(word_tok, type) else "SpacyTokenizer('de'), SubwordTokenizer() or CharTokenizer()"
+    raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
+
+# %% ../../nbs/data/02_tokenizer.ipynb #a3e29988
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -548,7 +568,7 @@ class Tokenizer:
         rules:Iterable[Callable]|None=None,      # `text -> text`, in this order; `default_rules` if None
         post_rules:Iterable[Callable]|None=None, # `token -> token`; `default_post_rules` if None
     ):
-        self.word_tok = SpacyTokenizer() if word_tok is None else word_tok
+        self.word_tok = SpacyTokenizer() if word_tok is None else _check_splitter(word_tok)
         self.rules = default_rules if rules is None else tuple(rules)
         self.post_rules = default_post_rules if post_rules is None else tuple(post_rules)
 
