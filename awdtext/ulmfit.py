@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from .core import Report, default_device, say, seed_all
-from .data.batches import Categorize, is_missing
+from .data.batches import Categorize, is_blank, is_missing, number_hint
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
     frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
 from .data.stream import positive_int
@@ -119,7 +119,7 @@ def read_labelled(
     else: raise TypeError(f"labelled is a {type(labelled).__name__}: give a DataFrame, or (texts, labels).")
     if len(texts) != len(labels): raise ValueError(f"{len(texts)} labelled texts, {len(labels)} labels.")
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
-    return Docs(texts, [None if is_missing(label) else label for label in labels])
+    return Docs(texts, [None if is_missing(label) or is_blank(label) else label for label in labels])
 
 
 def _column_labels(df, label_col, y_block):
@@ -238,7 +238,8 @@ def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     if valid: return labelled, valid
     strata = labelled.labels if isinstance(labeler, Categorize) else [0] * len(names)
     parts = stratified(strata, valid_pct, seed)
-    if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=.")
+    if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=."
+                                      + number_hint(strata))
     return [Docs(*([column[i] for i in idxs] for column in labelled)) for idxs in parts]
 
 
