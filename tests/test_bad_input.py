@@ -92,6 +92,17 @@ def test_a_language_model_reads_a_text_of_more_than_a_hundred_thousand_tokens():
     assert most_surprising(lm(), ['a good film ' * 33_400], k=1)[0]['tokens'] > 100_000
 
 
+def test_documents_too_short_to_be_looked_at_are_told():
+    "An empty table without a word looked as if there were no documents."
+    assert 'none of 2 has as many as min_tokens=10 tokens' in str(most_surprising(lm(), ['', 'a film']))
+
+
+@pytest.mark.parametrize('text', [None, 3.5])
+def test_what_is_no_text_to_look_at(text):
+    for look in (lambda: attribute(clas(data()), text), lambda: surprisal(lm(), text)):
+        with pytest.raises(TypeError, match=f'give a text, or a list of tokens, not {text}'): look()
+
+
 def test_an_empty_text():
     "It is the mark of a beginning, and nothing after it: classified as such; a language model has nothing to score."
     learn = clas(data([*films, ''], [*labels, 'neg']))
