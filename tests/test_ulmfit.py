@@ -387,7 +387,10 @@ def test_little_time_reads_a_part_of_the_texts(tmp_path):
 
 @pytest.mark.parametrize(('how', 'message'), [
     (dict(backwards='sideways'), "use False, True or 'both'"),
-    (dict(minutes=0), 'minutes=0'),
+    (dict(minutes=0), 'minutes=0'), (dict(minutes=None), 'minutes=None: use'), (dict(minutes='9'), "minutes='9': use"),
+    (dict(settings=replace(small, steps=((-5, 1, 1e-2),))), 'begins with group -5, and the classifier has 4'),
+    (dict(valid=(reviews, labels)), 'all 72 labelled texts are validation or test texts'),
+    (dict(out=__file__), 'is a file: name a folder'),
     (dict(lm_epochs=0), 'lm_epochs=0'),
     (dict(valid_pct=1.), 'valid_pct=1.0'),
     (dict(config='huge'), "no preset 'huge'"),
@@ -397,8 +400,13 @@ def test_little_time_reads_a_part_of_the_texts(tmp_path):
 ])
 def test_bad_arguments_leave_nothing(tmp_path, how, message):
     with pytest.raises(ValueError, match=message.replace('(', r'\(')):
-        ulmfit(more, (reviews, labels), tmp_path / 'run', **{**quick, **how})
+        ulmfit(more, (reviews, labels), **{'out': tmp_path / 'run', **quick, **how})
     assert not (tmp_path / 'run').exists()
+
+
+def test_settings_are_no_dict(tmp_path):
+    with pytest.raises(TypeError, match='settings is a dict: give replace'):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', settings={'lm_bs': 8})
 
 
 @pytest.mark.parametrize(('texts', 'labelled', 'error', 'message'), [
@@ -409,7 +417,7 @@ def test_bad_arguments_leave_nothing(tmp_path, how, message):
     (more, (reviews, ['pos'] * 72), ValueError, "all labels are 'pos'"),
     (more, (reviews, [None] * 72), ValueError, 'no labelled text'),
     (more, (reviews[:2], ['a', 'b']), ValueError, 'no category has two documents'),
-    (more, pd.DataFrame({'body': reviews, 'label': labels}), ValueError, "no column 'text'"),
+    (more, pd.DataFrame({'body': reviews, 'label': labels}), ValueError, "no column 'text'.* as by text_col="),
     (more, (reviews, [1, *labels[1:]]), ValueError, 'several types'),
 ])
 def test_bad_data_leaves_nothing(tmp_path, texts, labelled, error, message):
@@ -439,7 +447,9 @@ def test_what_would_fail_after_an_hour_fails_at_once(tmp_path, how, message):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('how', [dict(lm_bs=0), dict(seq_len=2.5), dict(max_passes=0), dict(clas_bs=1), dict(steps=())],
+@pytest.mark.parametrize('how', [dict(lm_bs=0), dict(seq_len=2.5), dict(max_passes=0), dict(clas_bs=1), dict(steps=()),
+                                 dict(lm_share=1.), dict(lm_valid_pct=10), dict(lm_lr=0.), dict(lr_decay=0),
+                                 dict(steps=((-1, 0, 1e-2),)), dict(pseudo_steps=((-1, 2),))],
                          ids=str)
 def test_settings_that_cannot_be(how):
     with pytest.raises(ValueError, match=list(how)[0]): ULMFiTSettings(**how)

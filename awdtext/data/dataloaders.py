@@ -119,8 +119,8 @@ def find_column(
     if isinstance(col, int) and -len(names) <= col < len(names): return col
     if col in names: return names.index(col)
     what = f"no column at position {col}" if isinstance(col, int) else f"no column {col!r}"
-    raise ValueError(f"{what}: the columns are {', '.join(map(repr, names))}. Name one of these; a language model "
-                     "needs no labels, but is_lm=True.")
+    raise ValueError(f"{what}: the columns are {', '.join(map(repr, names))}. Name one of these, as by "
+                     "text_col= or label_col=; a language model's loaders need no labels, but is_lm=True.")
 
 
 def _column(df, col): return df.iloc[:, find_column(df.columns, col)].tolist()
