@@ -1428,6 +1428,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'awdtext.text_learner._check_encoder': ( 'text_learner.html#_check_encoder',
                                                                                'awdtext/text_learner.py'),
                                       'awdtext.text_learner._check_memory': ('text_learner.html#_check_memory', 'awdtext/text_learner.py'),
+                                      'awdtext.text_learner._check_n_out': ('text_learner.html#_check_n_out', 'awdtext/text_learner.py'),
                                       'awdtext.text_learner._check_reading': ( 'text_learner.html#_check_reading',
                                                                                'awdtext/text_learner.py'),
                                       'awdtext.text_learner._check_sizes': ('text_learner.html#_check_sizes', 'awdtext/text_learner.py'),

@@ -397,7 +397,8 @@ class Subwords:
         model:bytes|str|None=None,   # What was learned, as bytes or in base64; None: nothing yet
     ):
         if model_type not in ('unigram', 'bpe'): raise ValueError(f"model_type={model_type!r}: use 'unigram' or 'bpe'.")
-        if vocab_sz < 300: raise ValueError(f'vocab_sz={vocab_sz}: use 300 or more, 256 of which are bytes.')
+        if not isinstance(vocab_sz, int) or vocab_sz < 300:
+            raise ValueError(f'vocab_sz={vocab_sz!r}: use 300 or more, 256 of which are bytes.')
         self.vocab_sz,self.model_type,self.model,self.pieces,self._spm = vocab_sz, model_type, None, None, None
         if model: self._use(base64.b64decode(model) if isinstance(model, str) else model)
 
@@ -560,7 +561,7 @@ def _check_splitter(word_tok):
     cure = f'{shown}()' if isinstance(word_tok, type) else "SpacyTokenizer('de'), SubwordTokenizer() or CharTokenizer()"
     raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
 
-# %% ../../nbs/data/02_tokenizer.ipynb #a3e29988
+# %% ../../nbs/data/02_tokenizer.ipynb #b663f83b
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
