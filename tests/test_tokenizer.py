@@ -118,6 +118,11 @@ def test_special_tokens_are_whole_where_the_language_has_a_tokenizer_of_its_own(
     assert tok(text) == words.split() == pickle.loads(pickle.dumps(tok))(text)
 
 
+@pytest.mark.parametrize('text', ['这部电影很好，我看了！「不错」', 'とても良い映画です。', 'ดีมาก', '𠀀𠀁'])
+def test_scripts_without_blanks_come_back_without(text):
+    assert Tokenizer(SpacyTokenizer('zh')).detokenize(Tokenizer(SpacyTokenizer('zh'))(text)) == text
+
+
 @pytest.mark.parametrize('no_tokenizer, message', [
     ('de', r"'de' is no tokenizer: .* such as SpacyTokenizer\('de'\)"), (SpacyTokenizer, r'such as SpacyTokenizer\(\)'),
     (5, '5 is no tokenizer')])

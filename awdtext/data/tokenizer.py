@@ -561,7 +561,7 @@ def _check_splitter(word_tok):
     cure = f'{shown}()' if isinstance(word_tok, type) else "SpacyTokenizer('de'), SubwordTokenizer() or CharTokenizer()"
     raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
 
-# %% ../../nbs/data/02_tokenizer.ipynb #b663f83b
+# %% ../../nbs/data/02_tokenizer.ipynb #ce5a0d81
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -689,6 +689,8 @@ def _without_marks(tokens):
 _no_space_before = set('.,;:!?%)]}…’”') | set("n't n’t 's ’s 're ’re 've ’ve 'll ’ll 'd ’d 'm ’m ''".split())
 _no_space_after = set('([{$£€#“‘') | {'``'}
 _no_space_around = set('-/\\')
+_no_blanks = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef'
+                        '\U00020000-\U0003ffff]{2}').fullmatch # Thai, Lao, Burmese, Khmer, Japanese, Chinese: no blanks
 
 
 def _quote_opens(word, before, is_open):
@@ -711,7 +713,8 @@ def detokenize(
         closes = word in ('"', "'") and not opens
         alone = word in _no_space_around or word.isspace()
         habit = word[0] if len(set(word)) == 1 else word.lower() # !!! is printed as ! is
-        if not (glue or closes or alone or habit in _no_space_before): parts.append(' ')
+        inside = _no_blanks(parts[-1][-1:] + word[:1])
+        if not (glue or closes or alone or inside or habit in _no_space_before): parts.append(' ')
         parts.append(word)
         glue = opens or alone or habit in _no_space_after
     return ''.join(parts).strip()
