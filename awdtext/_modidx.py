@@ -2636,6 +2636,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.ulmfit._lm_parts': ('ulmfit.html#_lm_parts', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._lm_results': ('ulmfit.html#_lm_results', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._make_plan': ('ulmfit.html#_make_plan', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._n_copies': ('ulmfit.html#_n_copies', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._notes': ('ulmfit.html#_notes', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._once': ('ulmfit.html#_once', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._one_way': ('ulmfit.html#_one_way', 'awdtext/ulmfit.py'),

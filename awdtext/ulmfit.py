@@ -46,7 +46,7 @@ def _check_steps(steps, name):
         raise ValueError(f"{name} has {step}: a step is the first group that learns, counted as in freeze_to, one pass "
                          "or more, and a rate above 0.")
 
-# %% ../nbs/57_ulmfit.ipynb #b12bf783
+# %% ../nbs/57_ulmfit.ipynb #7d45ac1b
 @dataclass(frozen=True)
 class ULMFiTSettings:
     "The numbers of the recipe."
@@ -203,6 +203,7 @@ def _once(docs, keep_out):
     return Docs([text for text, _ in kept], [label for _, label in kept]), len(docs.texts) - len(kept) - n_out, n_out
 
 
+def _n_copies(docs): return len(docs.texts) - len(set(map(_key, docs.texts)))
 def _notes(counts): return [f'{n:,} {what}' for what, n in counts.items() if n]
 
 # %% ../nbs/57_ulmfit.ipynb #43fb55de
@@ -226,12 +227,15 @@ def split_data(
     if in_test and not labelled.texts:
         raise ValueError(f"all {in_test} labelled texts are validation or test texts: there is none to learn from.")
     train,valid = _train_valid(labelled, valid, test, valid_pct, seed, y_block)
+    train,_,with_others = _once(train, set(map(_key, valid.texts)))
+    if not train.texts: raise ValueError("every labelled text has another label elsewhere: give each the right one.")
     texts = [*train.texts, *bare, *unlabelled]
     texts,copies,out = _once(Docs(texts, [None] * len(texts)), tested | set(map(_key, valid.texts)))
     lm,lm_valid = _lm_parts(texts.texts, seed, settings)
     notes = _notes({'labelled rows without a label: for the language model only': len(bare),
                     'second copies of labelled texts taken out': twice,
-                    'labelled texts taken out that are validation or test texts': in_test,
+                    'labelled rows too many: their text has another label elsewhere': _n_copies(labelled),
+                    'labelled texts taken out that are validation or test texts': in_test + with_others,
                     'second copies of texts taken out': copies,
                     'texts kept from the language model that are validation or test texts': out})
     return ULMFiTData(lm, lm_valid, train, valid, test, notes)

@@ -18,7 +18,7 @@ from awdtext.text_learner import TextLearner, load_learner
 from awdtext.training.learner import Learner
 from awdtext.training.monitors import KeepBest
 from awdtext.training.precision import supported
-from awdtext.ulmfit import ULMFiTSettings, ulmfit
+from awdtext.ulmfit import Docs, ULMFiTSettings, split_data, ulmfit
 
 nouns,good,bad = ('film', 'book', 'play', 'song'), ('good', 'fine', 'great'), ('bad', 'poor', 'dull')
 reviews = [f'the {noun} was {word} and {other} .' for noun in nouns for words in (good, bad)
@@ -324,6 +324,22 @@ def test_test_and_validation_texts_are_never_read(tmp_path):
     assert content['figures']['test']['accuracy'] == accuracy
     assert any('12 texts kept from the language model' in note for note in content['settings']['notes'])
     assert any('6 labelled texts taken out' in note for note in content['settings']['notes'])
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_a_text_with_two_labels_is_not_validated_on_and_trained_on(seed):
+    "Each of its copies went where its label went, so that one could be trained on and the other validated."
+    texts = [f'a film {i}' for i in range(20)]
+    data = split_data([], Docs(texts + texts[:6], ['pos', 'neg'] * 10 + ['neg', 'pos'] * 3), valid_pct=.5, seed=seed)
+    assert not set(data.train.texts) & set(data.valid.texts) and len(data.train.texts) >= 8
+    assert data.notes[0] == '6 labelled rows too many: their text has another label elsewhere'
+    assert not set(data.valid.texts) & {*data.lm, *data.lm_valid}
+
+
+def test_texts_that_all_have_two_labels():
+    both = Docs(['a', 'a', 'b', 'b'], ['x', 'y', 'x', 'y'])
+    with pytest.raises(ValueError, match='every labelled text has another label elsewhere'):
+        for seed in range(20): split_data([], both, valid_pct=.5, seed=seed)
 
 
 def test_rows_without_label_are_for_the_language_model(tmp_path, capsys):
