@@ -69,7 +69,7 @@ def _labels(texts, y):
     check_consistent_length(texts, y)
     classes,targets = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"all labels are of one class, {classes[0]!r}: a classifier needs two at least.")
+        raise ValueError(f"all labels are of one class, {classes.tolist()[0]!r}: a classifier needs two at least.")
     return classes, targets.tolist()
 
 

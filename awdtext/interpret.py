@@ -342,6 +342,7 @@ def integrated_gradients(
 # %% ../nbs/52_interpret.ipynb #7573f235
 def _cut(learn, text):
     cut,(text,) = learn.dls.tokenizer or str.split, learn.dls.texts([text])
+    if not hasattr(text, '__iter__'): raise TypeError(f"give a text, or a list of tokens, not {text!r}.")
     return cut(text) if isinstance(text, str) else list(text)
 
 
@@ -530,7 +531,8 @@ def most_surprising(
     values,idxs = losses.topk(min(positive_int(k, 'k'), len(losses)))
     rows = [{'text': document_text(corpus, i, dls), 'nats': v, 'tokens': int(corpus.lengths[i]), 'number': i}
             for v, i in zip(values.tolist(), idxs.tolist()) if v > -math.inf]
-    return Table(rows, 'Most surprising documents, nats a token')
+    short = '' if rows else f': none of {len(losses):,} has as many as min_tokens={min_tokens} tokens'
+    return Table(rows, f'Most surprising documents, nats a token{short}')
 
 # %% ../nbs/52_interpret.ipynb #853b66c8
 def _first(dls):

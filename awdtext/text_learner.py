@@ -785,6 +785,7 @@ def text_classifier_learner(
     source = pretrained and _find_bundle(pretrained, Path(path or dls.path) / model_dir)
     bundle = source and read_bundle(source, 'encoder')
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
+    _check_n_out(n_out, dls, loss_func)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range}
     targets = None if dls.train is None else dls.train.targets
@@ -797,6 +798,12 @@ def text_classifier_learner(
     if not bundle: return learn
     _load_encoder_bundle(learn, bundle, str(source))
     return learn.freeze()
+
+
+def _check_n_out(n_out, dls, loss_func):
+    if n_out in (None, dls.n_out) or loss_func is not None: return
+    raise ValueError(f"n_out={n_out!r}, and these labels need {dls.n_out}: leave it out, or give a loss_func "
+                     "that takes so many.")
 
 
 def _classifier_config(config):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from .core import Report, default_device, say, seed_all
-from .data.batches import Categorize, is_missing
+from .data.batches import Categorize, is_blank, is_missing, number_hint
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
     frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
 from .data.stream import positive_int
@@ -38,6 +38,15 @@ from .training.schedule import ParamScheduler, slanted_triangular
 from .training.tracking import begin_stage, format_hours
 
 # %% ../nbs/57_ulmfit.ipynb #e4aa63d0
+def _check_steps(steps, name):
+    "Raise if a classifier cannot take `steps`, before a language model has been trained for it."
+    if not steps: raise ValueError(f"{name}=(): a classifier is trained in one step or more.")
+    for step in steps:
+        if len(step) == 3 and isinstance(step[0], int) and step[1] >= 1 and step[2] > 0: continue
+        raise ValueError(f"{name} has {step}: a step is the first group that learns, counted as in freeze_to, one pass "
+                         "or more, and a rate above 0.")
+
+# %% ../nbs/57_ulmfit.ipynb #7d45ac1b
 @dataclass(frozen=True)
 class ULMFiTSettings:
     "The numbers of the recipe."
@@ -73,8 +82,12 @@ class ULMFiTSettings:
         for name in ('clas_bs', 'pseudo_bs'):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}=1: batch normalisation needs two documents to learn from.")
-        for name in ('steps', 'pseudo_steps'):
-            if not getattr(self, name): raise ValueError(f"{name}=(): a classifier is trained in one step or more.")
+        for name in ('steps', 'pseudo_steps'): _check_steps(getattr(self, name), name)
+        for name in ('lm_share', 'lm_valid_pct'):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: use a share between 0 and 1.")
+        if not (self.lm_lr > 0 and self.lr_decay > 0):
+            raise ValueError(f"lm_lr={self.lm_lr}, lr_decay={self.lr_decay}: use numbers above 0.")
         if self.schedule not in ('one-cycle', 'slanted-triangular'):
             raise ValueError(f"schedule={self.schedule!r}: use 'one-cycle' or 'slanted-triangular'.")
 
@@ -119,7 +132,7 @@ def read_labelled(
     else: raise TypeError(f"labelled is a {type(labelled).__name__}: give a DataFrame, or (texts, labels).")
     if len(texts) != len(labels): raise ValueError(f"{len(texts)} labelled texts, {len(labels)} labels.")
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
-    return Docs(texts, [None if is_missing(label) else label for label in labels])
+    return Docs(texts, [None if is_missing(label) or is_blank(label) else label for label in labels])
 
 
 def _column_labels(df, label_col, y_block):
@@ -190,6 +203,7 @@ def _once(docs, keep_out):
     return Docs([text for text, _ in kept], [label for _, label in kept]), len(docs.texts) - len(kept) - n_out, n_out
 
 
+def _n_copies(docs): return len(docs.texts) - len(set(map(_key, docs.texts)))
 def _notes(counts): return [f'{n:,} {what}' for what, n in counts.items() if n]
 
 # %% ../nbs/57_ulmfit.ipynb #43fb55de
@@ -210,13 +224,18 @@ def split_data(
     rows = [row for row in zip(*labelled) if row[1] is not None]
     labelled = Docs([text for text, _ in rows], [label for _, label in rows])
     labelled,twice,in_test = _once(labelled, tested | (set(map(_key, valid.texts)) if valid else set()))
+    if in_test and not labelled.texts:
+        raise ValueError(f"all {in_test} labelled texts are validation or test texts: there is none to learn from.")
     train,valid = _train_valid(labelled, valid, test, valid_pct, seed, y_block)
+    train,_,with_others = _once(train, set(map(_key, valid.texts)))
+    if not train.texts: raise ValueError("every labelled text has another label elsewhere: give each the right one.")
     texts = [*train.texts, *bare, *unlabelled]
     texts,copies,out = _once(Docs(texts, [None] * len(texts)), tested | set(map(_key, valid.texts)))
     lm,lm_valid = _lm_parts(texts.texts, seed, settings)
     notes = _notes({'labelled rows without a label: for the language model only': len(bare),
                     'second copies of labelled texts taken out': twice,
-                    'labelled texts taken out that are validation or test texts': in_test,
+                    'labelled rows too many: their text has another label elsewhere': _n_copies(labelled),
+                    'labelled texts taken out that are validation or test texts': in_test + with_others,
                     'second copies of texts taken out': copies,
                     'texts kept from the language model that are validation or test texts': out})
     return ULMFiTData(lm, lm_valid, train, valid, test, notes)
@@ -238,7 +257,8 @@ def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     if valid: return labelled, valid
     strata = labelled.labels if isinstance(labeler, Categorize) else [0] * len(names)
     parts = stratified(strata, valid_pct, seed)
-    if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=.")
+    if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=."
+                                      + number_hint(strata))
     return [Docs(*([column[i] for i in idxs] for column in labelled)) for idxs in parts]
 
 
@@ -642,6 +662,16 @@ def _plain_label(label): return label if isinstance(label, (str, list)) else get
 def _digest(items): return hashlib.sha256('\0'.join(map(str, items)).encode('utf-8', 'replace')).hexdigest()[:16]
 
 
+def _check_place(out, settings, config):
+    "Raise if the run can have no folder, or its numbers are not for this model."
+    if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"out={str(out)!r} is a file: name a folder.")
+    if not isinstance(settings, ULMFiTSettings):
+        raise TypeError(f"settings is a {type(settings).__name__}: give replace(ULMFiTSettings(), lm_lr=…), say.")
+    n = 2 + (min(size[2] for size in settings.sizes) if config is None else AWDLSTMConfig.from_any(config).n_layers)
+    for group, *_ in [*settings.steps, *settings.pseudo_steps]:
+        if not -n <= group < n: raise ValueError(f"a step begins with group {group}, and the classifier has {n}.")
+
+
 def _ways(backwards):
     ways = {False: ['forward'], True: ['backward'], 'both': ['forward', 'backward']}
     if backwards not in ways: raise ValueError(f"backwards={backwards!r}: use False, True or 'both'.")
@@ -675,6 +705,7 @@ def ulmfit(
 )->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
+    _check_place(out, settings, config)
     how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
@@ -688,7 +719,8 @@ def ulmfit(
 def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
-    if not 0 < minutes < math.inf: raise ValueError(f"minutes={minutes}: use a positive number.")
+    if not (hasattr(minutes, '__float__') and 0 < minutes < math.inf):
+        raise ValueError(f"minutes={minutes!r}: use a positive number.")
     if seed != 0: positive_int(seed, 'seed')
     if pseudo_labels != 0: positive_int(pseudo_labels, 'pseudo_labels')
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent

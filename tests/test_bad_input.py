@@ -6,11 +6,13 @@ import pytest
 import torch
 from training_helpers import tiny_size
 
+from awdtext.data.data_block import CategoryBlock, RegressionBlock
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.interpret import attribute, most_surprising, surprisal
 from awdtext.report import training_report
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.progress import ProgressCallback
+from awdtext.ulmfit import Docs, read_labelled, split_data
 
 films = ['a good film', 'a bad film with a bad end', 'good , very good', 'the worst of all'] * 5
 labels = ['pos', 'neg', 'pos', 'neg'] * 5
@@ -49,6 +51,29 @@ def test_rows_without_labels_among_labelled_ones(missing):
     with pytest.raises(ValueError, match='the label of row 107 is missing'): TextDataLoaders.from_df(df, seed=0)
 
 
+@pytest.mark.parametrize('blank', ['', ' \n'])
+def test_an_empty_label_is_no_category(blank):
+    "Tables have empty texts where there is no label: a category '' was learned from them."
+    with pytest.raises(ValueError, match='the label of row 7 is an empty text'):
+        data(labels=[*labels[:7], blank, *labels[8:]])
+    with pytest.raises(ValueError, match='the label of row 7 is an empty text.* has an empty list'):
+        data(labels=[['pos']] * 7 + [blank.split(';')] + [['neg']] * 12)
+    named = data(labels=[*labels[:7], blank, *labels[8:]], y_block=CategoryBlock([blank, 'neg', 'pos']))
+    assert named.categories == [blank, 'neg', 'pos']
+    own = [f'{film} {i}' for i, film in enumerate(films)]
+    split = split_data([], read_labelled((own, [*labels[:7], blank, *labels[8:]])))
+    assert set(split.train.labels) == {'neg', 'pos'} and split.notes[0].startswith('1 labelled rows without a label')
+
+
+def test_numbers_that_are_no_categories():
+    stars = [i * 1.37 for i in range(20)]
+    with pytest.raises(ValueError, match='y_block=RegressionBlock'): data(labels=stars)
+    with pytest.raises(ValueError, match='two documents .* y_block=RegressionBlock'):
+        split_data([], Docs([str(i) for i in range(20)], stars))
+    with pytest.raises(ValueError, match='the label of row 3 is inf: 1 number'):
+        data(labels=[*stars[:3], math.inf, *stars[4:]], y_block=RegressionBlock)
+
+
 def test_a_text_of_more_than_a_hundred_thousand_tokens():
     "It is read in windows; its last `max_len` tokens are pooled, trained on and explained, all before is context."
     long = 'a good film ' * 33_400
@@ -65,6 +90,17 @@ def test_a_text_of_more_than_a_hundred_thousand_tokens():
 
 def test_a_language_model_reads_a_text_of_more_than_a_hundred_thousand_tokens():
     assert most_surprising(lm(), ['a good film ' * 33_400], k=1)[0]['tokens'] > 100_000
+
+
+def test_documents_too_short_to_be_looked_at_are_told():
+    "An empty table without a word looked as if there were no documents."
+    assert 'none of 2 has as many as min_tokens=10 tokens' in str(most_surprising(lm(), ['', 'a film']))
+
+
+@pytest.mark.parametrize('text', [None, 3.5])
+def test_what_is_no_text_to_look_at(text):
+    for look in (lambda: attribute(clas(data()), text), lambda: surprisal(lm(), text)):
+        with pytest.raises(TypeError, match=f'give a text, or a list of tokens, not {text}'): look()
 
 
 def test_an_empty_text():

@@ -166,6 +166,9 @@ def test_several_text_columns_are_joined_with_marks():
     assert set(docs(dls.train, dls.vocab)) == {'xxbos xxfld 1 good xxfld 2 a film', 'xxbos xxfld 1 bad xxfld 2 a book'}
     one = TextDataLoaders.from_df(df, text_col=['title'], label_col='y', min_freq=1, bs=2)
     assert set(docs(one.train, one.vocab)) == {'xxbos good', 'xxbos bad'}
+    df.loc[3, 'body'] = None
+    with pytest.raises(ValueError, match="the text of row 3 in column 'body' is missing"):
+        TextDataLoaders.from_df(df, text_col=['title', 'body'], label_col='y')
 
 
 def test_several_labels():

@@ -211,7 +211,7 @@ def test_quiet_unless_asked(capsys):
 @pytest.mark.parametrize('X, y, problem', [
     ('red cat', ['a'], 'X is one text'), (np.zeros((3, 2)), [0, 1, 0], 'one text for each'), ([], [], '0 sample'),
     (['a', None], [0, 1], 'sample 1 of X is None'), (['a', 3.], [0, 1], 'sample 1 of X is 3.0'),
-    (['a'], ['x'], 'n_samples=1'), (['a', 'b'], ['x', 'x'], 'all labels are of one class'),
+    (['a'], ['x'], 'n_samples=1'), (['a', 'b'], ['x', 'x'], "all labels are of one class, 'x'"),
     (['a', 'b'], None, 'requires y'), (['a', 'b'], [0], 'inconsistent'),
     (['a', 'b', 'c'], [.1, .2, .35], 'Unknown label type'), (['a', 'b'], [1., np.nan], 'NaN')], ids=str)
 def test_impossible_data(X, y, problem):

@@ -1,6 +1,7 @@
 "Texts that a model goes on with: nothing that is no word, prompts as they were given, pieces that are the text."
 import itertools
 
+import pandas as pd
 import pytest
 import torch
 from training_helpers import lm_learner, tiny_size
@@ -122,3 +123,33 @@ def test_one_text_is_no_list_of_texts():
 def test_a_prompt_of_numbers_is_told(dls, model):
     with pytest.raises(TypeError, match=r'tokens are strings, not 1 \(int\)'):
         write(model, dls, [[1]], 2, text_law(dls))
+
+
+@pytest.mark.parametrize('kwargs, problem', [
+    (dict(top_p='0.9'), "top_p='0.9' must be a number"), (dict(top_k=2.5), 'top_k=2.5 must be a whole number'),
+    (dict(temperature=None), 'temperature=None must be a number'), (dict(seed=1.5), 'seed=1.5: use a whole number'),
+    (dict(seed=2**70), 'seed=.*18 digits'), (dict(repetition_penalty='1'), "repetition_penalty='1' must be a number")],
+    ids=str)
+def test_settings_of_another_type_are_told_in_their_own_words(kwargs, problem):
+    learn = lm_learner()
+    for method in (learn.predict, learn.stream):                 # `stream` at once, and not when it is first looked at
+        with pytest.raises(ValueError, match=problem): method('w1 w2', 0, **kwargs)
+    with pytest.raises(ValueError, match=problem): learn.generate(['w1 w2'], 3, **kwargs)
+
+
+def test_a_stop_token_that_is_not_there_names_one_that_is(dls):
+    "The cure that was told, '.', was not in the vocabulary either."
+    with pytest.raises(ValueError, match="'STOP' is not .* such as '.'; what"): text_law(dls, stop='STOP')
+    with pytest.raises(ValueError, match="'Cat' is not .* such as 'cat';"): text_law(dls, stop=['.', 'Cat'])
+    with pytest.raises(ValueError, match="'STOP' is not .* such as 'w[0-9]+';"): text_law(lm_learner().dls, stop='STOP')
+
+
+@pytest.mark.parametrize('prompt', [None, 3, float('nan')])
+def test_what_is_no_prompt(prompt):
+    learn = lm_learner()
+    for method in (learn.predict, learn.stream, learn.beam_search, lambda text: learn.generate([text])):
+        with pytest.raises(TypeError, match=f'a prompt is a text or a list of tokens, not {prompt}'): method(prompt)
+    with pytest.raises(TypeError, match='give a list of texts, not'): learn.generate(prompt)
+    with pytest.raises(TypeError, match='give a list of texts, not'): learn.score(prompt)
+    with pytest.raises(TypeError, match="one column of the frame, such as df"):
+        learn.generate(pd.DataFrame({'text': ['w1']}))

@@ -91,7 +91,8 @@ def test_much_text_is_thinned_out_and_long_lines_are_cut(monkeypatch):
 
 
 @pytest.mark.parametrize('settings, says', [
-    (dict(vocab_sz=200), 'vocab_sz=200: use 300 or more'), (dict(model_type='word'), "use 'unigram' or 'bpe'")])
+    (dict(vocab_sz=200), 'vocab_sz=200: use 300 or more'), (dict(vocab_sz='many'), "vocab_sz='many'"),
+    (dict(model_type='word'), "use 'unigram' or 'bpe'")])
 def test_settings_that_cannot_be(settings, says):
     with pytest.raises(ValueError, match=says): SubwordTokenizer(**settings)
 

@@ -267,6 +267,7 @@ def test_data_and_learner_must_fit():
     with pytest.raises(ValueError, match='make them with labels and without is_lm=True'): clas(lm_dls())
     with pytest.raises(ValueError, match='make dls with backwards=True'): lm(backwards=True)
     with pytest.raises(ValueError, match='use one of the classes AWD_LSTM, QRNN, GRU'): clas(arch='Transformer')
+    with pytest.raises(ValueError, match='n_out=7, and these labels need 2: leave it out'): clas(n_out=7)
 
 
 def test_what_makes_an_awd_lstm_is_there_by_default():

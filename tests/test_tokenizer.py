@@ -109,6 +109,27 @@ def test_other_languages(lang, text, words):
     assert SpacyTokenizer(lang)(text) == words
 
 
+@pytest.mark.parametrize('text, words', [
+    ('你好！！！！ GREAT xxfld 1', 'xxbos 你 好 xxrep 4 ！ xxup g r e a t xxfld 1'),
+    ('<MASK>好 <mask> [SEP]', 'xxbos < m a s k > 好 <mask> [sep]')])
+def test_special_tokens_are_whole_where_the_language_has_a_tokenizer_of_its_own(text, words):
+    "spaCy's Chinese tokenizer has no special cases: `xxbos` fell apart into five letters."
+    tok = Tokenizer(SpacyTokenizer('zh', special_toks=['<mask>', '[sep]']))
+    assert tok(text) == words.split() == pickle.loads(pickle.dumps(tok))(text)
+
+
+@pytest.mark.parametrize('text', ['这部电影很好，我看了！「不错」', 'とても良い映画です。', 'ดีมาก', '𠀀𠀁'])
+def test_scripts_without_blanks_come_back_without(text):
+    assert Tokenizer(SpacyTokenizer('zh')).detokenize(Tokenizer(SpacyTokenizer('zh'))(text)) == text
+
+
+@pytest.mark.parametrize('no_tokenizer, message', [
+    ('de', r"'de' is no tokenizer: .* such as SpacyTokenizer\('de'\)"), (SpacyTokenizer, r'such as SpacyTokenizer\(\)'),
+    (5, '5 is no tokenizer')])
+def test_what_is_no_tokenizer_is_told_before_a_document_is_read(no_tokenizer, message):
+    with pytest.raises(TypeError, match=message): Tokenizer(no_tokenizer)
+
+
 def test_special_tokens_of_the_user_are_kept_whole():
     tok = Tokenizer(SpacyTokenizer(special_toks=['<mask>', 'xxmine', '[sep]']))
     assert tok('a <mask>, xxmine [sep] b') == ['xxbos', 'a', '<mask>', ',', 'xxmine', '[sep]', 'b']
@@ -146,6 +167,7 @@ def test_words_are_spacys_own_in_any_order_of_the_texts(lang, recorded):
     import spacy
     plain = spacy.blank(lang).tokenizer
     texts = nasty_texts(plain, 1500) + [text for text, _ in recorded][:1500]
+    if lang == 'zh': texts = [text for text in texts if 'xx' not in text]        # spaCy takes our tokens apart there
     ours,again = SpacyTokenizer(lang),SpacyTokenizer(lang)
     wanted = [[w.text for w in plain(text)] for text in texts]
     assert [ours(text) for text in texts] == wanted

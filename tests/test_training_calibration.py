@@ -81,7 +81,16 @@ def test_probabilities_of_zero_and_one_stay_numbers():
 
 def test_nothing_to_fit_is_told():
     probs,targs = torch.tensor([[.9, .1]]), torch.tensor([0])
-    with pytest.warns(UserWarning, match='nothing to fit it to'): fit_temperature(probs, targs)
+    with pytest.warns(UserWarning, match='nothing to fit it to'): assert fit_temperature(probs, targs) == 1.
+
+
+def test_a_classifier_without_a_mistake_keeps_its_probabilities():
+    "All scores were multiplied by twenty, which made every later mistake a certain one."
+    learn,texts = classifier(['a', 'b'] * 20)
+    dl = learn.dls.test_dl(texts[:1], [learn.predict(texts[0])[0]])
+    before = learn.predict(texts[1])[2]
+    with pytest.warns(UserWarning, match='stay as they are'): assert learn.calibrate(dl=dl) == 1.
+    assert torch.equal(learn.predict(texts[1])[2], before)
 
 
 def classifier(labels, y_block=None):

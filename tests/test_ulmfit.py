@@ -18,7 +18,7 @@ from awdtext.text_learner import TextLearner, load_learner
 from awdtext.training.learner import Learner
 from awdtext.training.monitors import KeepBest
 from awdtext.training.precision import supported
-from awdtext.ulmfit import ULMFiTSettings, ulmfit
+from awdtext.ulmfit import Docs, ULMFiTSettings, split_data, ulmfit
 
 nouns,good,bad = ('film', 'book', 'play', 'song'), ('good', 'fine', 'great'), ('bad', 'poor', 'dull')
 reviews = [f'the {noun} was {word} and {other} .' for noun in nouns for words in (good, bad)
@@ -326,6 +326,22 @@ def test_test_and_validation_texts_are_never_read(tmp_path):
     assert any('6 labelled texts taken out' in note for note in content['settings']['notes'])
 
 
+@pytest.mark.parametrize('seed', range(8))
+def test_a_text_with_two_labels_is_not_validated_on_and_trained_on(seed):
+    "Each of its copies went where its label went, so that one could be trained on and the other validated."
+    texts = [f'a film {i}' for i in range(20)]
+    data = split_data([], Docs(texts + texts[:6], ['pos', 'neg'] * 10 + ['neg', 'pos'] * 3), valid_pct=.5, seed=seed)
+    assert not set(data.train.texts) & set(data.valid.texts) and len(data.train.texts) >= 8
+    assert data.notes[0] == '6 labelled rows too many: their text has another label elsewhere'
+    assert not set(data.valid.texts) & {*data.lm, *data.lm_valid}
+
+
+def test_texts_that_all_have_two_labels():
+    both = Docs(['a', 'a', 'b', 'b'], ['x', 'y', 'x', 'y'])
+    with pytest.raises(ValueError, match='every labelled text has another label elsewhere'):
+        for seed in range(20): split_data([], both, valid_pct=.5, seed=seed)
+
+
 def test_rows_without_label_are_for_the_language_model(tmp_path, capsys):
     frame = pd.DataFrame({'text': [*reviews, 'one opera more .'], 'label': [*labels, None]})
     learn = ulmfit(more, frame, tmp_path, **quick)
@@ -387,7 +403,10 @@ def test_little_time_reads_a_part_of_the_texts(tmp_path):
 
 @pytest.mark.parametrize(('how', 'message'), [
     (dict(backwards='sideways'), "use False, True or 'both'"),
-    (dict(minutes=0), 'minutes=0'),
+    (dict(minutes=0), 'minutes=0'), (dict(minutes=None), 'minutes=None: use'), (dict(minutes='9'), "minutes='9': use"),
+    (dict(settings=replace(small, steps=((-5, 1, 1e-2),))), 'begins with group -5, and the classifier has 4'),
+    (dict(valid=(reviews, labels)), 'all 72 labelled texts are validation or test texts'),
+    (dict(out=__file__), 'is a file: name a folder'),
     (dict(lm_epochs=0), 'lm_epochs=0'),
     (dict(valid_pct=1.), 'valid_pct=1.0'),
     (dict(config='huge'), "no preset 'huge'"),
@@ -397,8 +416,13 @@ def test_little_time_reads_a_part_of_the_texts(tmp_path):
 ])
 def test_bad_arguments_leave_nothing(tmp_path, how, message):
     with pytest.raises(ValueError, match=message.replace('(', r'\(')):
-        ulmfit(more, (reviews, labels), tmp_path / 'run', **{**quick, **how})
+        ulmfit(more, (reviews, labels), **{'out': tmp_path / 'run', **quick, **how})
     assert not (tmp_path / 'run').exists()
+
+
+def test_settings_are_no_dict(tmp_path):
+    with pytest.raises(TypeError, match='settings is a dict: give replace'):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', settings={'lm_bs': 8})
 
 
 @pytest.mark.parametrize(('texts', 'labelled', 'error', 'message'), [
@@ -409,7 +433,7 @@ def test_bad_arguments_leave_nothing(tmp_path, how, message):
     (more, (reviews, ['pos'] * 72), ValueError, "all labels are 'pos'"),
     (more, (reviews, [None] * 72), ValueError, 'no labelled text'),
     (more, (reviews[:2], ['a', 'b']), ValueError, 'no category has two documents'),
-    (more, pd.DataFrame({'body': reviews, 'label': labels}), ValueError, "no column 'text'"),
+    (more, pd.DataFrame({'body': reviews, 'label': labels}), ValueError, "no column 'text'.* as by text_col="),
     (more, (reviews, [1, *labels[1:]]), ValueError, 'several types'),
 ])
 def test_bad_data_leaves_nothing(tmp_path, texts, labelled, error, message):
@@ -439,7 +463,9 @@ def test_what_would_fail_after_an_hour_fails_at_once(tmp_path, how, message):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('how', [dict(lm_bs=0), dict(seq_len=2.5), dict(max_passes=0), dict(clas_bs=1), dict(steps=())],
+@pytest.mark.parametrize('how', [dict(lm_bs=0), dict(seq_len=2.5), dict(max_passes=0), dict(clas_bs=1), dict(steps=()),
+                                 dict(lm_share=1.), dict(lm_valid_pct=10), dict(lm_lr=0.), dict(lr_decay=0),
+                                 dict(steps=((-1, 0, 1e-2),)), dict(pseudo_steps=((-1, 2),))],
                          ids=str)
 def test_settings_that_cannot_be(how):
     with pytest.raises(ValueError, match=list(how)[0]): ULMFiTSettings(**how)

@@ -93,21 +93,21 @@ def _list_part(docs, labels=None, rows=None, are_tokens=False):
     return Part(docs, len(docs), labels, rows)
 
 
-def _check_texts(texts, rows):
-    for text,row in zip(texts, rows): check_text(text, row)
+def _check_texts(texts, rows, column=None):
+    for text,row in zip(texts, rows): check_text(text, row, column)
 
 # %% ../../nbs/data/07_dataloaders.ipynb #253779c5
 def check_text(
-    text,    # Should be a string
-    row,     # What the user calls it
-)->str:      # The same text
+    text,        # Should be a string
+    row,         # What the user calls it
+    column=None, # Where it stands, if there are several
+)->str:          # The same text
     "Raise if `text` is none."
     if isinstance(text, str): return text
-    if isinstance(text, bytes):
-        raise TypeError(f"the text of row {row!r} is bytes: decode it, as with text.decode('utf-8').")
-    if is_missing(text):
-        raise ValueError(f"the text of row {row!r} is missing ({text}): drop that row, or fill it with ''.")
-    raise TypeError(f"the text of row {row!r} is {text!r} ({type(text).__name__}), not a string.")
+    where = f"the text of row {row!r}{'' if column is None else f' in column {column!r}'}"
+    if isinstance(text, bytes): raise TypeError(f"{where} is bytes: decode it, as with text.decode('utf-8').")
+    if is_missing(text): raise ValueError(f"{where} is missing ({text}): drop that row, or fill it with ''.")
+    raise TypeError(f"{where} is {text!r} ({type(text).__name__}), not a string.")
 
 # %% ../../nbs/data/07_dataloaders.ipynb #7a230367
 def find_column(
@@ -119,8 +119,8 @@ def find_column(
     if isinstance(col, int) and -len(names) <= col < len(names): return col
     if col in names: return names.index(col)
     what = f"no column at position {col}" if isinstance(col, int) else f"no column {col!r}"
-    raise ValueError(f"{what}: the columns are {', '.join(map(repr, names))}. Name one of these; a language model "
-                     "needs no labels, but is_lm=True.")
+    raise ValueError(f"{what}: the columns are {', '.join(map(repr, names))}. Name one of these, as by "
+                     "text_col= or label_col=; a language model's loaders need no labels, but is_lm=True.")
 
 
 def _column(df, col): return df.iloc[:, find_column(df.columns, col)].tolist()
@@ -139,8 +139,8 @@ def frame_texts(
 )->list[str]:               # One per row
     "The text of each row; fields are marked by `xxfld` where there are several."
     if not hasattr(df, 'columns'): raise TypeError(f"df is {type(df).__name__}, not a DataFrame.")
-    cols = [_column(df, col) for col in as_list(text_cols)]
-    for texts in cols: _check_texts(texts, df.index.tolist())
+    cols,names = [_column(df, col) for col in as_list(text_cols)], column_names(df, text_cols)
+    for texts, name in zip(cols, names): _check_texts(texts, df.index.tolist(), name if len(cols) > 1 else None)
     return cols[0] if len(cols) == 1 else [_mark_fields(fields) for fields in zip(*cols)]
 
 

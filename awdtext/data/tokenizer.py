@@ -188,9 +188,20 @@ def _spacy_tokenizer(lang, special_toks):
         known = ' '.join(sorted(o.name for o in _languages()))
         raise ValueError(f"spaCy has no language {lang!r}: use one of {known}.") from e
     tok.vocab.lex_attr_getters = {}
-    for o in special_toks:
+    for o in special_toks if hasattr(tok, 'rules') else ():
         if [w.text for w in tok(o)] != [o]: tok.add_special_case(o, [{'ORTH': o}])
     return tok
+
+
+def _cut_around(tok, special_toks):
+    "A function of text that keeps special tokens whole, where spaCy's `tok` of a language has no special cases."
+    kept = '|'.join(map(re.escape, sorted(special_toks, key=len, reverse=True)))
+    split = re.compile(rf' ?(?<!\S)(xx[a-z]+{"|" + kept if kept else ""})(?!\S) ?').split
+    def cut(text):
+        pieces = split(text)                                             # those with odd numbers are special tokens
+        words = [[piece] if i % 2 else [w.text for w in tok(piece)] for i, piece in enumerate(pieces) if piece]
+        return list(chain.from_iterable(words))
+    return cut
 
 
 def _languages():
@@ -263,13 +274,15 @@ class SpacyTokenizer:
     def _begin_afresh(self):
         self._spacy = _spacy_tokenizer(self.lang, self.special_toks)
         self._chunks = _Chunks(self._spacy) if _cuts_by_chunks(self._spacy) else None
+        self._around = None if hasattr(self._spacy, 'rules') else _cut_around(self._spacy, self.special_toks)
 
     def __call__(self,
         text:str, # Any text
     )->list[str]: # Its words, and what white space is more than a single space
         "Cut `text` into words."
         if self._n_words() > self.max_words: self._begin_afresh()
-        return self._chunks.cut(text) if self._chunks else [word.text for word in self._spacy(text)]
+        if self._chunks: return self._chunks.cut(text)
+        return self._around(text) if self._around else [word.text for word in self._spacy(text)]
 
     def _n_words(self): return self._chunks.n_chars // 8 if self._chunks else len(self._spacy.vocab)
 
@@ -384,7 +397,8 @@ class Subwords:
         model:bytes|str|None=None,   # What was learned, as bytes or in base64; None: nothing yet
     ):
         if model_type not in ('unigram', 'bpe'): raise ValueError(f"model_type={model_type!r}: use 'unigram' or 'bpe'.")
-        if vocab_sz < 300: raise ValueError(f'vocab_sz={vocab_sz}: use 300 or more, 256 of which are bytes.')
+        if not isinstance(vocab_sz, int) or vocab_sz < 300:
+            raise ValueError(f'vocab_sz={vocab_sz!r}: use 300 or more, 256 of which are bytes.')
         self.vocab_sz,self.model_type,self.model,self.pieces,self._spm = vocab_sz, model_type, None, None, None
         if model: self._use(base64.b64decode(model) if isinstance(model, str) else model)
 
@@ -541,6 +555,13 @@ def _find_rule(named):
     return partial(_known_rules[name], **keywords) if keywords else _known_rules[name]
 
 # %% ../../nbs/data/02_tokenizer.ipynb #3812d150
+def _check_splitter(word_tok):
+    if callable(word_tok) and not isinstance(word_tok, type): return word_tok
+    shown = word_tok.__name__ if isinstance(word_tok, type) else repr(word_tok)
+    cure = f'{shown}()' if isinstance(word_tok, type) else "SpacyTokenizer('de'), SubwordTokenizer() or CharTokenizer()"
+    raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
+
+# %% ../../nbs/data/02_tokenizer.ipynb #ce5a0d81
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -548,7 +569,7 @@ class Tokenizer:
         rules:Iterable[Callable]|None=None,      # `text -> text`, in this order; `default_rules` if None
         post_rules:Iterable[Callable]|None=None, # `token -> token`; `default_post_rules` if None
     ):
-        self.word_tok = SpacyTokenizer() if word_tok is None else word_tok
+        self.word_tok = SpacyTokenizer() if word_tok is None else _check_splitter(word_tok)
         self.rules = default_rules if rules is None else tuple(rules)
         self.post_rules = default_post_rules if post_rules is None else tuple(post_rules)
 
@@ -668,6 +689,8 @@ def _without_marks(tokens):
 _no_space_before = set('.,;:!?%)]}…’”') | set("n't n’t 's ’s 're ’re 've ’ve 'll ’ll 'd ’d 'm ’m ''".split())
 _no_space_after = set('([{$£€#“‘') | {'``'}
 _no_space_around = set('-/\\')
+_no_blanks = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef'
+                        '\U00020000-\U0003ffff]{2}').fullmatch # Thai, Lao, Burmese, Khmer, Japanese, Chinese: no blanks
 
 
 def _quote_opens(word, before, is_open):
@@ -690,7 +713,8 @@ def detokenize(
         closes = word in ('"', "'") and not opens
         alone = word in _no_space_around or word.isspace()
         habit = word[0] if len(set(word)) == 1 else word.lower() # !!! is printed as ! is
-        if not (glue or closes or alone or habit in _no_space_before): parts.append(' ')
+        inside = _no_blanks(parts[-1][-1:] + word[:1])
+        if not (glue or closes or alone or inside or habit in _no_space_before): parts.append(' ')
         parts.append(word)
         glue = opens or alone or habit in _no_space_after
     return ''.join(parts).strip()

@@ -84,6 +84,7 @@ class TextScore(NamedTuple):
 def _tokens(texts, dls):
     "The tokens of each text, one after the other, with a bar if their number is known."
     if isinstance(texts, (str, bytes)): raise TypeError(f"give a list of texts, not one text: {str(texts)[:40]!r}.")
+    if not hasattr(texts, '__iter__'): raise TypeError(f"give a list of texts, not {texts!r}.")
     docs = iter(dls.texts(texts))
     if dls.tokenizer: docs = dls.tokenizer.stream(docs)
     return progress(docs, total=len(texts), label='reading') if hasattr(texts, '__len__') else docs

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..core import new_seed
 from ..data.dataloaders import TextDataLoaders, as_list
-from ..data.tokenizer import BOS, EOS, FLD, PAD, UNK
-from .generate import Law, beam_search, generate_batch, steps
+from ..data.tokenizer import BOS, EOS, FLD, PAD, UNK, special_tokens
+from awdtext.lm.generate import (Law, beam_search, check_law, check_n_words, checked_seed, generate_batch,
+    steps)
 
 # %% ../../nbs/lm/45_write.ipynb #998a69d8
 _marks = PAD, '<pad>', BOS, FLD, 'xxfake'
@@ -33,12 +33,19 @@ def text_law(
 )->Law:
     "How the next word is chosen, with tokens as ids."
     vocab,stop = dls.vocab, as_list(stop)
-    if missing := [t for t in stop if t not in vocab]:
-        raise ValueError(f"the stop token {missing[0]!r} is not in the vocabulary: use one of its {len(vocab):,} "
-                         "tokens, such as '.'; what is not in it is never said.")
+    check_law(temperature, top_k, min_p, top_p, repetition_penalty)
+    if missing := [t for t in stop if t not in vocab]: raise ValueError(_no_stop(missing[0], vocab))
     silent = [*_marks, UNK, '<unk>'] if no_unk else _marks
     forbidden = [vocab.stoi[t] for t in silent if t in vocab and t not in stop]
     return Law(temperature, top_k, min_p, top_p, repetition_penalty, forbidden, [vocab.stoi[t] for t in stop])
+
+
+def _no_stop(token, vocab):
+    "What to stop at instead of `token`."
+    lower = token.lower() if isinstance(token, str) else token
+    words = [t for t in (lower, '.', *vocab.itos) if t in vocab and t not in special_tokens]
+    return (f"the stop token {token!r} is not in the vocabulary: use one of its {len(vocab):,} tokens"
+            + ''.join(f', such as {word!r}' for word in words[:1]) + '; what is not in it is never said.')
 
 # %% ../../nbs/lm/45_write.ipynb #a1ffca4e
 def prompt_tokens(
@@ -47,6 +54,7 @@ def prompt_tokens(
 )->list[str]:
     "The tokens that are read before the first word is drawn, in the order of the text."
     tok = dls.tokenizer
+    if not hasattr(text, '__iter__'): raise TypeError(f"a prompt is a text or a list of tokens, not {text!r}.")
     tokens = tok(text) if tok and isinstance(text, str) else text.split() if isinstance(text, str) else list(text)
     if wrong := [t for t in tokens if not isinstance(t, str)]:
         raise TypeError(f"tokens are strings, not {wrong[0]!r} ({type(wrong[0]).__name__}).")
@@ -84,6 +92,12 @@ def _continued(prompt, generated, dls):
     return Continuation(_text(whole, dls), tokens, generated.logps)
 
 
+def _check_prompts(texts):
+    if isinstance(texts, str): raise TypeError(f"give a list of texts, not one text: {texts[:40]!r}.")
+    if hasattr(texts, 'columns'): raise TypeError("give one column of the frame, such as df['text'], not all of it.")
+    if not hasattr(texts, '__len__'): raise TypeError(f"give a list of texts, not {texts!r}.")
+
+
 def write(
     model:nn.Module,             # A `LanguageModel`
     dls:TextDataLoaders,         # Its vocabulary, tokenizer and direction
@@ -94,7 +108,7 @@ def write(
     bs:int=64,                   # Texts that grow side by side
 )->list[Continuation]:           # In the order of `texts`
     "Go on with each of the texts."
-    if isinstance(texts, str): raise TypeError(f"give a list of texts, not one text: {texts[:40]!r}.")
+    _check_prompts(texts)
     prompts = [prompt_tokens(text, dls) for text in texts]
     drawn = generate_batch(model, [_ids(tokens, dls) for tokens in prompts], n_words, law, seed, bs)
     return [_continued(tokens, generated, dls) for tokens, generated in zip(prompts, drawn)]
@@ -110,8 +124,13 @@ def write_stream(
 )->Iterator[str]:                # The prompt, then what is added
     "Go on with a text, piece by piece."
     if dls.backwards: raise ValueError("This model writes from the end of a text to its beginning: use predict.")
-    prompt,added,shown = prompt_tokens(text, dls), [], ''
-    growing = steps(model, [_ids(prompt, dls)], n_words, law, [new_seed() if seed is None else seed])
+    check_n_words(n_words)
+    prompt = prompt_tokens(text, dls)
+    return _pieces(prompt, steps(model, [_ids(prompt, dls)], n_words, law, [checked_seed(seed)]), dls)
+
+
+def _pieces(prompt, growing, dls):
+    added,shown = [], ''
     for grown in chain([()], growing):
         added += [dls.vocab[word] for _, word, _ in grown]
         now = _text(prompt + _shown(added), dls)

@@ -135,7 +135,7 @@ def fit_temperature(
     targs:Tensor,  # Class indices (n,), or zeros and ones (n, n_classes)
     low:float=.05, # The least temperature that is looked at
     high:float=20., # and the highest
-)->float:          # Above 1 if the probabilities are too sure, below 1 if they are not sure enough
+)->float:          # Above 1 if the probabilities are too sure, below 1 if not sure enough; 1 if nothing can be said
     "The number that all scores should be divided by."
     _check(probs, targs)
     if not 0 < low < high < math.inf:
@@ -145,15 +145,16 @@ def fit_temperature(
     def slope(beta):
         if targs.ndim == 2: return (z * ((beta * z).sigmoid() - targs)).mean()
         return (((beta * z).softmax(1) * z).sum(1) - z.gather(1, targs.long()[:, None])[:, 0]).mean()
+    if not slope(1 / high) < 0 < slope(1 / low):
+        warnings.warn(f"The best temperature is not between {low} and {high}: with so few mistakes, or only mistakes, "
+                      "there is nothing to fit it to, and the probabilities stay as they are. Use more data.",
+                      stacklevel=2)
+        return 1.
     below,above = math.log(1 / high), math.log(1 / low)
-    has_zero = slope(1 / high) < 0 < slope(1 / low)
     for _ in range(60):
         middle = (below + above) / 2
         if slope(math.exp(middle)) < 0: below = middle
         else: above = middle
-    if not has_zero:
-        warnings.warn(f"The best temperature is not between {low} and {high}: with so few mistakes, or only mistakes, "
-                      "there is nothing to fit it to. Use more data.", stacklevel=2)
     return math.exp(-middle)
 
 
