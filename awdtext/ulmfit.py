@@ -60,7 +60,7 @@ class ULMFiTSettings:
     lm_patience:int = 2          # Passes without improvement after which it ends
     min_passes:int = 3           # A larger model is not taken if it could not read the texts so often
     max_passes:int = 10          # Passes of the language model at most
-    lm_share:float = .6          # Of the time, for the language model at least; it has what the classifier does not need
+    lm_share:float = .6          # Of the time, for the language model at least; what the classifier leaves, too
     lm_valid_pct:float = .1      # Share of its texts for its validation
     lm_valid_max:int = 400       # but at most so many
     sample:int = 1500            # Texts that tell how long a text is
@@ -276,10 +276,10 @@ def choose_size(
     settings:ULMFiTSettings=ULMFiTSettings(), # Least and most passes
 )->tuple[int, int, float]:            # Number of the candidate, passes, and the share of the texts that is read
     "The largest model that can read the texts often enough."
-    for i, affordable in enumerate(has / takes for has, takes in zip(seconds, seconds_per_pass)):
-        if affordable >= (passes or settings.min_passes): break
-    if passes or affordable >= 1: return i, passes or min(int(affordable), settings.max_passes), 1.
-    return i, 1, affordable
+    affordable = [has / takes for has, takes in zip(seconds, seconds_per_pass)]
+    i = next((i for i, n in enumerate(affordable) if n >= (passes or settings.min_passes)), len(affordable) - 1)
+    if passes or affordable[i] >= 1: return i, passes or min(int(affordable[i]), settings.max_passes), 1.
+    return i, 1, affordable[i]
 
 # %% ../nbs/57_ulmfit.ipynb #4136e523
 def other_way(

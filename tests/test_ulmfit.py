@@ -391,6 +391,37 @@ def test_plan_is_measured_once_and_kept(tmp_path, capsys):
     assert json.loads((tmp_path / 'results.json').read_text())['plan'] == plan
 
 
+@pytest.mark.parametrize('seconds', [100, 200])
+def test_time_that_the_classifier_does_not_need_is_the_language_models(tmp_path, monkeypatch, seconds):
+    "Where a token takes a hundredth of a second, no time is left for another pass."
+    n_tokens = []
+    def speed(job, dls, config):
+        n_tokens.append(dls.train.corpus.n_tokens)
+        return .01 / config.macs_per_token(len(dls.vocab))
+    def planned(job, way): raise RuntimeError('planned')
+    monkeypatch.setattr(module, '_speed', speed)
+    monkeypatch.setattr(module, '_one_way', planned)
+    settings = replace(small, sizes=((8, 12, 2),), sample=10_000, max_passes=1000)
+    with pytest.raises(RuntimeError, match='planned'):
+        ulmfit(more, (reviews, labels), tmp_path, minutes=seconds / 60,
+               **{**quick, 'config': None, 'lm_epochs': None, 'settings': settings})
+    plan = json.loads((tmp_path / 'results.json').read_text())['plan']
+    lm,clas = plan['seconds']
+    assert lm + clas <= seconds < lm + clas + n_tokens[0] * .01
+    assert clas < .3 * seconds and plan['lm_epochs'] == pytest.approx(lm / (n_tokens[0] * .01))
+
+
+def test_a_size_without_a_chance_is_not_measured(tmp_path, monkeypatch):
+    measured = []
+    def speed(job, dls, config):
+        measured.append(config.n_hid)
+        return .01 / config.macs_per_token(len(dls.vocab))
+    monkeypatch.setattr(module, '_speed', speed)
+    settings = replace(small, sizes=((640, 1280, 2), (9, 13, 2), (8, 12, 2)))
+    ulmfit(more, (reviews, labels), tmp_path, minutes=3, **{**quick, 'config': None, 'settings': settings})
+    assert measured == [12, 13]
+
+
 def test_little_time_reads_a_part_of_the_texts(tmp_path):
     how = {**quick, 'config': None, 'lm_epochs': None, 'settings': replace(small, sizes=((8, 12, 2),), n_steps=2)}
     learn = ulmfit(more, (reviews, labels), tmp_path, minutes=1e-5, **how)
