@@ -330,30 +330,7 @@ class _Job:
         self.run.stage(name, work)
         shutil.rmtree(self.out / 'checkpoints' / name.replace(' ', '_'), ignore_errors=True)
 
-# %% ../nbs/57_ulmfit.ipynb #d08d3af6
-def _configs(job):
-    "The sizes that may be chosen, the largest first."
-    given = job.how['config']
-    if given is not None: return [AWDLSTMConfig.from_any(given)]
-    return [AWDLSTMConfig(emb_sz=e, n_hid=h, n_layers=n) for e, h, n in job.settings.sizes]
-
-
-def _make_plan(job):
-    configs,passes,s = _configs(job), job.how['lm_epochs'], job.settings
-    if len(configs) == 1 and passes:
-        return {'plan': {'config': asdict(configs[0]), 'lm_epochs': passes, 'lm_texts': len(job.data.lm),
-                         'steps': s.steps, 'pseudo_steps': s.pseudo_steps, 'seconds': None}}
-    sample,seconds = job.data.lm[:s.sample], job.how['minutes'] * 60 / len(job.ways)
-    dls = job.lm_dls(sample)
-    costs = _costs(job, dls, sum(map(len, sample)) / max(sum(map(len, job.data.lm)), 1), configs, seconds)
-    i,passes,share = choose_size([c.lm for c in costs], [seconds - c.clas for c in costs], passes, s)
-    lm_texts = min(max(2, int(share * len(job.data.lm))), len(job.data.lm))
-    if lm_texts == len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
-    return {'plan': {'config': asdict(configs[i]), 'lm_epochs': passes, 'steps': costs[i].steps,
-                     'pseudo_steps': costs[i].pseudo_steps, 'seconds': [share * passes * costs[i].lm, costs[i].clas],
-                     'lm_texts': lm_texts}}
-
-
+# %% ../nbs/57_ulmfit.ipynb #4d23f88b
 class _Cost(NamedTuple):
     "Seconds that a size takes."
     lm:float          # To read all texts once
@@ -384,6 +361,29 @@ def _speed(job, dls, config):
                                    precision=job.how['precision'])
     pace = pace_of(learn, job.settings.n_steps)
     return pace.seconds / pace.tokens / config.macs_per_token(len(dls.vocab))
+
+# %% ../nbs/57_ulmfit.ipynb #d08d3af6
+def _configs(job):
+    "The sizes that may be chosen, the largest first."
+    given = job.how['config']
+    if given is not None: return [AWDLSTMConfig.from_any(given)]
+    return [AWDLSTMConfig(emb_sz=e, n_hid=h, n_layers=n) for e, h, n in job.settings.sizes]
+
+
+def _make_plan(job):
+    configs,passes,s = _configs(job), job.how['lm_epochs'], job.settings
+    if len(configs) == 1 and passes:
+        return {'plan': {'config': asdict(configs[0]), 'lm_epochs': passes, 'lm_texts': len(job.data.lm),
+                         'steps': s.steps, 'pseudo_steps': s.pseudo_steps, 'seconds': None}}
+    sample,seconds = job.data.lm[:s.sample], job.how['minutes'] * 60 / len(job.ways)
+    dls = job.lm_dls(sample)
+    costs = _costs(job, dls, sum(map(len, sample)) / max(sum(map(len, job.data.lm)), 1), configs, seconds)
+    i,passes,share = choose_size([c.lm for c in costs], [seconds - c.clas for c in costs], passes, s)
+    lm_texts = min(max(2, int(share * len(job.data.lm))), len(job.data.lm))
+    if lm_texts == len(job.data.lm) == len(sample): job.dls = dls              # they need not be tokenised again
+    return {'plan': {'config': asdict(configs[i]), 'lm_epochs': passes, 'steps': costs[i].steps,
+                     'pseudo_steps': costs[i].pseudo_steps, 'seconds': [share * passes * costs[i].lm, costs[i].clas],
+                     'lm_texts': lm_texts}}
 
 
 def _clas_plan(job, per_char, seconds):
