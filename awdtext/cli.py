@@ -210,7 +210,7 @@ def tune(
     n_trials:int=20,        # Trials that the study shall have
     epochs:int=3,           # Passes over the text in each
     space:str='overall',    # What is searched beside rate and decay: overall (drop_mult) or dropouts (all five)
-    config:str='small',     # Size of the model: small, base or paper
+    config:str='small',     # Size of the model: laptop, small, base or paper
     bs:int=32,              # Rows of a batch
     seq_len:int=72,         # Mean length of a window
     max_vocab:int=None,     # Largest vocabulary, or number of subwords; 60000 or 8000 if nothing is given
@@ -241,7 +241,7 @@ def train_classifier(
     data:str='docstrings',   # CSV with texts and labels, or a folder with a folder for each label
     encoder:str=None,        # Encoder of a language model (encoder.safetensors); without one, all comes from the labels
     out:str='classifier_out', # Folder of the results
-    config:str='small',      # Size of the model where there is no encoder: small, base or paper
+    config:str='small',      # Size where there is no encoder: laptop, small, base or paper
     epochs:int=3,            # Passes over the documents, after one for the head alone if there is an encoder
     lr:float=1e-2,           # Highest rate of the one cycle
     bs:int=32,               # Documents in a batch
@@ -318,7 +318,7 @@ def ulmfit(
     test:str=None,           # CSV with texts and labels for the last line of the card, in nothing that is trained
     direction:str='forward', # How texts are read: forward, backward or both, a model each and their mean
     minutes:float=60.,       # Time that all may take, about
-    config:str=None,         # Size of the model: small, base or paper; the largest that has the time if not given
+    config:str=None,         # laptop, small, base or paper; the largest that has the time if not given
     lm_epochs:int=None,      # Passes of the language model at most; as there is time if not given
     valid_pct:float=.2,      # Share of the labelled documents for validation
     text_col:str='text',     # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'

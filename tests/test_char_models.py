@@ -256,6 +256,6 @@ def test_impossible_configurations(config, says):
 
 
 def test_the_advice_counts_with_the_encoder_and_decoder_at_hand():
-    base,small = (AWDLSTMConfig(**presets[name].sizes() | dict(arch='QRNN')) for name in ('base', 'small'))
-    hours = 4 * small.macs_per_token(30_000) / base.macs_per_token(30_000)
+    base,laptop = (AWDLSTMConfig(**presets[name].sizes() | dict(arch='QRNN')) for name in ('base', 'laptop'))
+    hours = 4 * laptop.macs_per_token(30_000) / base.macs_per_token(30_000)
     assert f"about {int(hours)} h" in advise_preset(4 * 3600, base, 30_000)

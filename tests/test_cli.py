@@ -720,7 +720,7 @@ lm_problems = {
     'no rows in a batch': (dict(a=texts), ['--bs', 0], 'bs=0: use a whole number, 1 or more'),
     'no window': (dict(a=texts), ['--seq-len', 0], 'seq_len=0: use a whole number, 1 or more'),
     'no epoch': (dict(a=texts), ['--epochs', 0], 'epochs=0: use a whole number, 1 or more'),
-    'no such preset': (dict(a=texts), ['--config', 'huge'], "no preset 'huge': use one of small, base, paper"),
+    'no such preset': (dict(a=texts), ['--config', 'huge'], "no preset 'huge': use one of laptop, small, base, paper"),
     'no share': (dict(a=texts), ['--valid-pct', 1.5], 'valid_pct=1.5: use a share between 0 and 1'),
     'no vocabulary': (dict(a=texts), ['--max-vocab', 2], 'max_vocab=2 leaves no room'),
     'too few subwords': (dict(a=texts), ['--tokens', 'subwords', '--max-vocab', 99], 'vocab_sz=99: use 300 or more'),

@@ -219,9 +219,9 @@ def test_wrong_input_is_told():
 
 # Configuration
 
-def test_presets_have_the_published_sizes():
+def test_presets_have_their_sizes():
     sizes = {name: (c.emb_sz, c.n_hid, c.n_layers) for name, c in presets.items()}
-    assert sizes == dict(small=(200, 600, 3), base=(400, 1152, 3), paper=(400, 1150, 3))
+    assert sizes == dict(laptop=(200, 600, 2), small=(200, 600, 3), base=(400, 1152, 3), paper=(400, 1150, 3))
     vocab_sz = 33278
     n_params = sum(p.numel() for p in AWD_LSTM.from_config(vocab_sz, presets['paper']).parameters()) + vocab_sz
     assert n_params == 33_556_078  # "33M", Merity et al. 2017, Table 2

@@ -288,7 +288,7 @@ def test_the_same_seed_gives_the_same_training_step():
 
 def test_configuration_errors_reach_the_user():
     def fails(message): return pytest.raises(ValueError, match=message)
-    with fails("There is no preset 'large': use one of small, base, paper"): get_language_model(20, 'large')
+    with fails("There is no preset 'large': use one of laptop, small, base, paper"): get_language_model(20, 'large')
     with fails('config has no setting hidden: it can have emb_sz'): get_language_model(20, dict(hidden=3))
     with fails('input_p=1.25 is no dropout'): get_language_model(20, drop_mult=5.)
     with fails('p=2 is no dropout'): LanguageModel(new_lm().encoder, output_p=2)

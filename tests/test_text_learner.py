@@ -4,6 +4,8 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from awdtext.data.tokenizer import BaseTokenizer, Tokenizer
 from awdtext.data.vocab import Vocab
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
-from awdtext.text_learner import (LMLearner, TextLearner, advise_preset, language_model_learner, load_learner,
+from awdtext.text_learner import (LMLearner, TextLearner, _learned, advise_preset, language_model_learner, load_learner,
     map_embedding, text_classifier_learner)
 from awdtext.training.callback import Callback
 from awdtext.training.guards import LossGuard
@@ -27,9 +29,10 @@ from awdtext.training.metrics import Perplexity, accuracy
 from awdtext.training.optim import SGD
 from awdtext.training.progress import ProgressCallback
 from awdtext.training.rnn import ASGD, NTASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
-from awdtext.training.tracking import TimeLeft
+from awdtext.training.tracking import TimeLeft, format_hours
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
+root = Path(__file__).parent.parent
 animals,places = 'cat dog cow hen owl fox'.split(),'mat log hill roof wall sea'.split()
 texts = [f'The {a} sat on the {p} .' for a in animals for p in places]
 labels = ['pet' if a in animals[:2] else 'wild' for a in animals for p in places]
@@ -243,7 +246,7 @@ def test_configurations_by_name_dict_and_object():
     assert learn.config.sizes() == presets['small'].sizes()
     assert (learn.config.weight_p, learn.config.output_p) == (.5, .4)        # the dropouts are a classifier's
     for make in (lm, clas):
-        with pytest.raises(ValueError, match="no preset 'tiny': use one of small, base, paper"): make(config='tiny')
+        with pytest.raises(ValueError, match="'tiny': use one of laptop, small, base, paper"): make(config='tiny')
         with pytest.raises(ValueError, match='config has no setting n_hidden: it can have emb_sz, n_hid'):
             make(config=dict(n_hidden=3))
 
@@ -712,10 +715,10 @@ def test_a_rate_far_too_high_is_told(make):
 
 # How long it will take
 
-def test_a_long_run_names_the_preset_that_fits(capsys):
+def test_a_long_run_names_the_preset_that_learned_most(capsys):
     for learn in (lm(config='base'), clas(config='base')):
         (cb,) = (cb for cb in learn.cbs if isinstance(cb, TimeLeft))
-        assert "With config='small' it would take about" in cb.advice(4 * 3600)
+        assert "With config='laptop' it would take about" in cb.advice(4 * 3600)
         cb.limit,cb.n_batches,cb.min_seconds = 0., 2, 0.
         learn.config = presets['base']
     learn = lm()
@@ -724,11 +727,27 @@ def test_a_long_run_names_the_preset_that_fits(capsys):
     cb.limit,cb.n_batches,cb.min_seconds = 0., 2, 0.
     learn.fit(1, 1e-3)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith('This run will take about')]
-    assert len(said) == 1 and "With config='small' it would take" in said[0]
+    assert len(said) == 1 and "With config='laptop' it would take" in said[0]
 
 
-@pytest.mark.parametrize('hours,vocab_sz,says', [(1.5, 30_000, "config='small'"), (100, 30_000, "config='small'")])
-def test_advice(hours, vocab_sz, says): assert says in advise_preset(hours * 3600, presets['base'], vocab_sz)
+@pytest.mark.parametrize('preset', ['small', 'base', 'paper'])
+def test_the_advice_is_in_proportion_to_the_multiplications(preset):
+    share = presets['laptop'].macs_per_token(30_000) / presets[preset].macs_per_token(30_000)
+    said = advise_preset(36_000, presets[preset], 30_000)
+    assert said.startswith(f"With config='laptop' it would take about {format_hours(share * 36_000)}. ")
+
+
+def test_the_advice_is_what_was_measured():
+    rows = [json.loads(line) for line in (root / 'benchmarks/results/presets.jsonl').read_text().splitlines()]
+    for name, learned in _learned.items():
+        sizes = [presets[name].emb_sz, presets[name].n_hid, presets[name].n_layers]
+        draws = [row['accuracy'] for row in rows if row['settings'] == [sizes, 10_000, 'words'] and 'accuracy' in row]
+        assert len(draws) == 2 and round(mean(draws), 3) == learned
+
+
+@pytest.mark.parametrize('own', ['laptop', AWDLSTMConfig(emb_sz=150, n_hid=400, n_layers=2)])
+def test_no_advice_for_what_is_no_slower(own):
+    assert 'No preset is faster' in advise_preset(36_000, AWDLSTMConfig.from_any(own), 30_000)
 
 
 def test_no_advice_below_the_smallest(): assert 'max_vocab' in advise_preset(9000, AWDLSTMConfig(**size), 1000)

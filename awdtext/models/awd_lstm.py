@@ -130,6 +130,7 @@ class AWDLSTMConfig:
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f3d06c02
 presets = {
+    'laptop': AWDLSTMConfig(emb_sz=200, n_hid=600, n_layers=2),
     'small': AWDLSTMConfig(emb_sz=200, n_hid=600),
     'base': AWDLSTMConfig(),
     # salesforce/awd-lstm-lm, README, "Word level WikiText-2 with LSTM", and the defaults of its main.py
