@@ -82,7 +82,7 @@ def test_without_these_operations_it_is_the_same(monkeypatch):
     def run():
         with torch.autocast(**bf16): return lstm_sweep(*args)[0]
     prepared = run()
-    monkeypatch.setattr('awdtext.models.lstm._has_onednn_bf16', lambda x: False)
+    monkeypatch.setattr('awdtext.models.lstm.has_onednn_bf16', lambda x: False)
     assert relative(run(), prepared) < .01
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import compute_dtype
 from .dropout import VariationalDropout
-from .lstm import weight_gradient
+from .lstm import contiguous, has_onednn_bf16, weight_gradient
 
 # %% ../../nbs/models/13_decoder.ipynb #c3a55c72
 def chunk_rows(
@@ -24,9 +24,8 @@ def chunk_rows(
     budget:int=31 * 2**20, # Bytes that the logits of a chunk may take
     itemsize:int=4,        # Bytes of a logit
 )->int:                    # At least 1
-    "How many rows of logits fit into `budget`; in bfloat16 into twice of it, if that makes a thousand."
-    rows = budget // (itemsize * vocab_sz)
-    return max(1, rows, min(1000, 2 * rows) if itemsize < 4 else 0)
+    "How many rows of logits fit into `budget`."
+    return max(1, budget // (itemsize * vocab_sz))
 
 # %% ../../nbs/models/13_decoder.ipynb #767744b0
 def chunk_nll(
@@ -100,6 +99,7 @@ def fused_nll(
     exact = torch.promote_types(dtype, torch.float32)
     n_chunks = math.ceil(n / (chunk or chunk_rows(V, itemsize=dtype.itemsize)))
     chunk = math.ceil(n / max(n_chunks, 1))
+    W_z = contiguous(W.T).T if n_chunks > 1 and has_onednn_bf16(W) else W  # what the logits are made with
     z,ones = h.new_empty(chunk, V), counts.to(dtype)
     dh = torch.empty_like(h) if needs[0] else None
     dW = None
@@ -107,13 +107,13 @@ def fused_nll(
     total = h.new_zeros((), dtype=exact)
     for s in (slice(i, min(i + chunk, n)) for i in range(0, n, chunk or 1)):
         p = z[:s.stop - s.start]
-        nll = chunk_nll(h[s], W, b, t[s], p, exact, smoothing, look=h.device.type == 'cpu')
+        nll = chunk_nll(h[s], W_z, b, t[s], p, exact, smoothing, look=h.device.type == 'cpu')
         total += nll.masked_fill(~counts[s], 0).sum()                  # a word that a bias of -inf forbids costs inf
         if any(needs):
             dz = add_grads(W, t[s], p, ones[s], dh[s] if needs[0] else None, db, smoothing)
             if needs[1]: dW = add_weight_gradient(dW, dz, h[s], exact)
     if needs[0]: dh.masked_fill_(~counts[:, None], 0)
-    if needs[1]: dW = torch.zeros_like(weight, dtype=exact) if dW is None else dW.contiguous()
+    if needs[1]: dW = torch.zeros_like(weight, dtype=exact) if dW is None else contiguous(dW)
     return total, dh, dW, db
 
 # %% ../../nbs/models/13_decoder.ipynb #8d071edf

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lstm_loop', 'WeightDropRNN', 'WeightDropLSTM', 'lstm_kernel', 'check_sizes', 'in_one_buffer', 'repeated_product',
-           'weight_gradient', 'step_back', 'lstm_sweep', 'pieces', 'lstm_pieces']
+           'has_onednn_bf16', 'contiguous', 'weight_gradient', 'step_back', 'lstm_sweep', 'pieces', 'lstm_pieces']
 
 # %% ../../nbs/models/11_lstm.ipynb #e6ad9903
 from collections.abc import Callable
@@ -128,25 +128,34 @@ def repeated_product(
     rows:int,      # Rows of what it will be multiplied with
 )->Callable:       # `x` of (rows, n_in) -> `x @ weight.T`
     "A product with `weight` that is prepared once and used for many steps."
-    if not _has_onednn_bf16(weight): return lambda x: x @ weight.T
+    if not has_onednn_bf16(weight): return lambda x: x @ weight.T
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, None, 'none', [], '')
 
 
-def _has_onednn_bf16(x):
+def has_onednn_bf16(
+    x:Tensor, # One side of a matrix product
+)->bool:
     "Whether `x` is multiplied by oneDNN in bfloat16, and torch has these operations."
     names = '_reorder_linear_weight', '_linear_pointwise', '_is_mkldnn_bf16_supported'
     return (x.device.type == 'cpu' and x.dtype == torch.bfloat16
             and all(hasattr(torch.ops.mkldnn, name) for name in names) and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 # %% ../../nbs/models/11_lstm.ipynb #e878da54
+def contiguous(
+    x:Tensor, # (rows, columns), column after column in memory, or row after row
+)->Tensor:    # The same, row after row
+    "`x.contiguous()`, a hundred columns at a time."
+    return x if x.is_contiguous() else torch.cat(x.split(128, 1), 1)
+
+
 def weight_gradient(
     dy:Tensor, # Gradient of `y = x @ weight.T`, (rows, n_out)
     x:Tensor,  # (rows, n_in)
 )->Tensor:     # Gradient of `weight`, (n_out, n_in); in memory perhaps column after column
     "`dy.T @ x`, in the order that is fast."
-    if not _has_onednn_bf16(x): return dy.T @ x
-    return (x.T.contiguous() @ dy).T
+    if not has_onednn_bf16(x): return dy.T @ x
+    return (contiguous(x.T) @ dy).T
 
 # %% ../../nbs/models/11_lstm.ipynb #75c4cadb
 class _Sweep(torch.autograd.Function):
@@ -172,13 +181,13 @@ class _Sweep(torch.autograd.Function):
         x,W,U,gates,hs,cs = ctx.saved_tensors
         T,B,n = d_out.shape
         d_gates,dz = x.new_empty(T, B, 4*n), torch.empty_like(gates[0])
-        times_U_T = repeated_product(U.T.contiguous(), B)
+        times_U_T = repeated_product(contiguous(U.T), B)
         for t in reversed(range(T)):
             dh = dh + d_out[t]
             dc = step_back(gates[t], cs[t], cs[t + 1], dh, dc, dz)
             dh = times_U_T(d_gates[t].copy_(dz)).to(dc.dtype)
         d_gates = d_gates.flatten(0, 1)                                # (T*B, 4*n)
-        dW,dU = (weight_gradient(d_gates, o.flatten(0, 1)).contiguous() for o in (x, hs[:-1]))
+        dW,dU = (contiguous(weight_gradient(d_gates, o.flatten(0, 1))) for o in (x, hs[:-1]))
         dx = (d_gates @ W).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, dh, dc, dW, dU, d_gates.sum(0).to(gates.dtype)
 
