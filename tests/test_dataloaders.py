@@ -15,7 +15,7 @@ import torch
 from torch.testing import assert_close
 
 from awdtext.core import seed_all
-from awdtext.data import dataloaders
+from awdtext.data import dataloaders, tokenizer
 from awdtext.data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import RandomSplitter, TextDataLoaders, get_text_files, numericalize_texts, read_csv
 from awdtext.data.stream import LMDataLoader
@@ -488,6 +488,28 @@ def test_workers_change_nothing(n_workers, tmp_path):
     assert sorted(docs(dls.train, dls.vocab)) == sorted('xxbos ' + text for text in texts)
     write(tmp_path, {'train/7.txt': b'd\xe9j\xe0'})
     with pytest.raises(ValueError, match='7.txt is not UTF-8'): TextDataLoaders.from_folder(tmp_path, **options)
+
+
+def test_the_same_processes_serve_all_parts(tmp_path, monkeypatch):
+    write(tmp_path, {f'{part}.txt': '\n'.join(texts) for part in ('train', 'valid', 'test')})
+    started,forked = [], tokenizer._forked
+    monkeypatch.setattr(tokenizer, '_forked', lambda work, n: started.append(n) or forked(work, n))
+    files = [tmp_path/f'{part}.txt' for part in ('train', 'valid', 'test')]
+    dls = TextDataLoaders.from_file(*files, n_workers=2, **plain)
+    assert started == [2] and len(dls.train.corpus) == len(texts)
+    assert docs(dls.train, dls.vocab) == docs(dls.valid, dls.vocab) == docs(dls.test, dls.vocab)
+
+
+@pytest.mark.parametrize('n_workers', [0, 2])
+def test_a_document_of_the_validation_part_is_named_as_the_user_does(n_workers):
+    def fails_on_one(text):
+        if text == texts[9]: raise RuntimeError('too deep')
+        return text
+    named = pd.DataFrame({'text': texts, 'is_valid': [i % 3 == 0 for i in range(len(texts))]},
+                         index=[f'id{i}' for i in range(len(texts))])
+    with pytest.raises(DocumentError, match='document id9 cannot be tokenised: too deep'):
+        TextDataLoaders.from_df(named, valid_col='is_valid', is_lm=True, rules=[fails_on_one], n_workers=n_workers,
+                                **plain)
 
 
 # What cannot be

@@ -331,9 +331,9 @@ def test_small_work_starts_no_process_and_large_work_does(monkeypatch):
     monkeypatch.setattr(module, '_map_forked', lambda work, chunks, n: started.append(list(chunks)) or ())
     monkeypatch.setattr(module, '_n_workers', lambda n: 2)
     tok = Tokenizer(BaseTokenizer(), rules=())
-    assert len(list(tok.stream(['word ' * 1000] * 300))) == 300 and started == [[]]
-    list(tok.stream(['word ' * 1000] * 1000))
-    assert sum(len(texts) for _, texts in started[1]) > 500
+    assert len(list(tok.stream(['word ' * 1000] * 50))) == 50 and started == [[]]
+    list(tok.stream(['word ' * 1000] * 100))
+    assert sum(len(texts) for _, texts in started[1]) > 40
 
 
 def test_a_negative_number_of_workers_is_refused_at_once(tok):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from itertools import chain, compress
+from itertools import accumulate, chain, compress, islice
 from operator import index
 from pathlib import Path
 from types import FunctionType
@@ -387,9 +387,10 @@ def _corpora(parts, recipe):
     "A corpus for each part, and their vocabulary."
     special_toks = special_tokens if recipe.raw_specials is None else recipe.raw_specials
     _set_up(parts[0], recipe.tokenizer)
-    corpus,vocab = make_corpus(_tokens(parts[0], recipe), recipe.text_vocab, recipe.min_freq, recipe.max_vocab,
+    tokens,*more = _tokens(parts, recipe)
+    corpus,vocab = make_corpus(tokens, recipe.text_vocab, recipe.min_freq, recipe.max_vocab,
                                special_toks, recipe.tokenizer and recipe.tokenizer.pieces)
-    others = [part and make_corpus(_tokens(part, recipe), vocab)[0] for part in parts[1:]]
+    others = [tokens and make_corpus(tokens, vocab)[0] for tokens in more]
     corpora = [corpus, *others]
     return [c and c.joined() for c in corpora] if recipe.joined else corpora, vocab
 
@@ -401,20 +402,28 @@ def _set_up(part, tokenizer):
     with _named(part.rows): tokenizer.setup(part.docs)
 
 
-def _tokens(part, recipe):
-    if recipe.raw_specials is not None: return part.docs
-    return _with_rows(recipe.tokenizer.stream(part.docs, part.n, recipe.n_workers), part.rows)
+def _tokens(parts, recipe):
+    "The tokens of each part, to be taken in this order: all are of one stream, whose processes serve every part."
+    if recipe.raw_specials is not None: return [part and part.docs for part in parts]
+    there = [part for part in parts if part]
+    firsts = [0, *accumulate(part.n for part in there)]
+    stream = recipe.tokenizer.stream(chain.from_iterable(part.docs for part in there), firsts[-1], recipe.n_workers)
+    lengths = [*(part.n for part in there[:-1]), None]                          # the last one reads to the end
+    tokens = (_of_part(islice(stream, n), part.rows, first) for n, part, first in zip(lengths, there, firsts))
+    return [part and next(tokens) for part in parts]
 
 
-def _with_rows(tokens, rows):
-    with _named(rows): yield from tokens
+def _of_part(tokens, rows, first):
+    with _named(rows, first): yield from tokens
 
 
 @contextmanager
-def _named(rows):
-    "An error names the document as the user does, not by its place in the part."
+def _named(rows, first=0):
+    "An error names the document as the user does, not by its place in the stream, in which the part begins at `first`."
     try: yield
-    except DocumentError as e: raise DocumentError(e.index if rows is None else rows[e.index], e.problem) from e
+    except DocumentError as e:
+        i = e.index - first
+        raise DocumentError(i if rows is None else rows[i], e.problem) from e
 
 
 def _raw_specials(docs, is_lm):

@@ -74,10 +74,11 @@ def rm_useless_spaces(
     t:str, # Any text
 )->str:    # With single spaces
     "Replace several spaces by one."
-    return _re_space.sub(' ', t)
+    return _re_space.sub(' ', t) if '  ' in t else t
 
 # %% ../../nbs/data/02_tokenizer.ipynb #48ea1078
 _re_maybe_capital = re.compile(r'[^\s\x00-@\[-\x7f](?<!\S.)\S*', re.DOTALL) # faster than to look behind first
+_re_maybe_all_caps = re.compile(r'[^\s\x00-@\[-\x7f](?<!\S.)[^\sa-z]*(?!\S)', re.DOTALL) # and nothing of a-z after it
 
 
 def _mark(word, token):
@@ -94,7 +95,7 @@ def replace_all_caps(
     "Replace words in CAPITALS by their lower version, after `TK_UP`."
     def replace(m):
         return _mark(m[0], TK_UP) if _begins_with_capital(m[0]) and m[0] == m[0].upper() else m[0]
-    return _re_maybe_capital.sub(replace, t)
+    return _re_maybe_all_caps.sub(replace, t)
 
 
 def replace_maj(
@@ -587,7 +588,7 @@ class Tokenizer:
     )->Iterator[list[str]]:      # The tokens of each document, in order
         "Tokenise `texts` one after the other, in the same memory for any number of them."
         if total is None: total = len(texts) if hasattr(texts, '__len__') else 0
-        docs = _in_chunks(self._chunk, _chunks(texts), _n_workers(n_workers), alone=16 if n_workers is None else 0)
+        docs = _in_chunks(self._chunk, _chunks(texts), _n_workers(n_workers), alone=2 if n_workers is None else 0)
         return progress(docs, total=total, label='tokenising') if total else docs
 
     def _chunk(self, chunk):
