@@ -1204,6 +1204,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'awdtext.models.lstm.repeated_product': ( 'models/lstm.html#repeated_product',
                                                                                'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm.step_back': ('models/lstm.html#step_back', 'awdtext/models/lstm.py'),
+                                     'awdtext.models.lstm.torchs_kernel': ('models/lstm.html#torchs_kernel', 'awdtext/models/lstm.py'),
                                      'awdtext.models.lstm.weight_gradient': ('models/lstm.html#weight_gradient', 'awdtext/models/lstm.py')},
             'awdtext.models.prediction': { 'awdtext.models.prediction.PreparedLSTM': ( 'models/prediction.html#preparedlstm',
                                                                                        'awdtext/models/prediction.py'),
