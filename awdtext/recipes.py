@@ -40,8 +40,8 @@ from .training.tracking import TimeLeft
 # %% ../nbs/53_recipes.ipynb #034f682f
 def _sizes(recipe, factor):
     "Embedding and hidden sizes times `factor`, to the nearest multiple of 8."
-    if not 0 < factor < float('inf'):
-        raise ValueError(f"scale={factor}: use a positive number, such as 0.25 for a quarter of each size.")
+    if not (hasattr(factor, '__float__') and 0 < factor < float('inf')):
+        raise ValueError(f"scale={factor!r}: use a positive number, such as 0.25 for a quarter of each size.")
     sizes = {name: getattr(recipe, name) for name in ('emb_sz', 'n_hid', 'n_hid_last')}
     return {name: max(8, int(factor * size / 8 + .5) * 8) for name, size in sizes.items() if size}
 
