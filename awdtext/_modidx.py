@@ -867,6 +867,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'awdtext.lm.evaluate': { 'awdtext.lm.evaluate.GridPoint': ('lm/evaluate.html#gridpoint', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.LMScore': ('lm/evaluate.html#lmscore', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.LMScore.of': ('lm/evaluate.html#lmscore.of', 'awdtext/lm/evaluate.py'),
+                                     'awdtext.lm.evaluate._all_bits': ('lm/evaluate.html#_all_bits', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate._cut': ('lm/evaluate.html#_cut', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate._varied': ('lm/evaluate.html#_varied', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.as_ids': ('lm/evaluate.html#as_ids', 'awdtext/lm/evaluate.py'),

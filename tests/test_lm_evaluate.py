@@ -121,6 +121,27 @@ def test_marks_of_another_text(model, shape):
         evaluate_lm(model, [1, 2, 3, 4, 5], starts=torch.zeros(shape, dtype=torch.bool))
 
 
+@pytest.mark.parametrize('on_gpu', [False, True])
+def test_on_a_gpu_float32_has_all_its_bits(model, on_gpu, monkeypatch):
+    def bits(): return torch.backends.cudnn.rnn.fp32_precision
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', on_gpu)
+    before = bits()
+    with pytest.raises(KeyError):
+        with evaluating(model):
+            assert bits() == ('ieee' if on_gpu else before)
+            raise KeyError
+    assert bits() == before and model.training
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'QRNN', 'GRU'])
+def test_on_cuda_the_loss_is_the_same_for_every_bptt(arch):
+    model = get_language_model(vocab_sz, dict(emb_sz=64, n_hid=96, n_layers=2, arch=arch))
+    ids = torch.randint(vocab_sz, (500,))
+    here = evaluate_lm(model, ids).loss
+    for bptt in (1, 7, 72, 1000): assert evaluate_lm(model.cuda(), ids, bptt=bptt).loss == pytest.approx(here, abs=1e-6)
+
+
 @pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bptt=0), dict(bptt=1.5)])
 def test_wrong_numbers(model, kwargs):
     with pytest.raises(ValueError, match=f"{list(kwargs)[0]}="): evaluate_lm(model, [1, 2, 3], **kwargs)

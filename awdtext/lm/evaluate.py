@@ -8,7 +8,7 @@ __all__ = ['LMScore', 'evaluating', 'as_ids', 'windows', 'evaluate_lm', 'GridPoi
 # %% ../../nbs/lm/40_evaluate.ipynb #7f4f4580
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -40,12 +40,24 @@ class LMScore(NamedTuple):
 def evaluating(
     model:nn.Module, # Any model
 ):
-    "Within this context `model` is in evaluation mode and no gradients are kept."
-    training = model.training
+    "Within this context `model` is in evaluation mode and no gradients are kept; on a GPU, float32 has all its bits."
+    training,on_gpu = model.training, any(p.is_cuda for p in model.parameters())
     model.eval()
     try:
-        with torch.no_grad(): yield
+        with torch.no_grad(), _all_bits() if on_gpu else nullcontext(): yield
     finally: model.train(training)
+
+
+@contextmanager
+def _all_bits():
+    "Within this context cuDNN's recurrent layers multiply with all bits of float32; torch's default is eleven."
+    has_own = hasattr(torch.backends.cudnn, 'rnn')                                      # since torch 2.9
+    flags,name,exact = (torch.backends.cudnn.rnn, 'fp32_precision', 'ieee') if has_own else (
+        torch.backends.cudnn, 'allow_tf32', False)
+    kept = getattr(flags, name)
+    setattr(flags, name, exact)
+    try: yield
+    finally: setattr(flags, name, kept)
 
 
 def as_ids(
