@@ -309,7 +309,7 @@ def reproduce(
     every:str='5min',       # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
 )->dict:                    # What `results.json` holds
     "Train, fine-tune and evaluate as `recipe` says, and show the figures beside the published ones."
-    if isinstance(recipe, str): recipe = find_recipe(recipe)
+    if not isinstance(recipe, Recipe): recipe = find_recipe(recipe)
     supported(precision, default_device())                           # raises if there is no such precision
     dls = recipe_data(recipe, data)
     corpora = {part: getattr(dls, part).corpus for part in PARTS}
