@@ -40,8 +40,8 @@ from .training.tracking import TimeLeft
 # %% ../nbs/53_recipes.ipynb #034f682f
 def _sizes(recipe, factor):
     "Embedding and hidden sizes times `factor`, to the nearest multiple of 8."
-    if not 0 < factor < float('inf'):
-        raise ValueError(f"scale={factor}: use a positive number, such as 0.25 for a quarter of each size.")
+    if not (hasattr(factor, '__float__') and 0 < factor < float('inf')):
+        raise ValueError(f"scale={factor!r}: use a positive number, such as 0.25 for a quarter of each size.")
     sizes = {name: getattr(recipe, name) for name in ('emb_sz', 'n_hid', 'n_hid_last')}
     return {name: max(8, int(factor * size / 8 + .5) * 8) for name, size in sizes.items() if size}
 
@@ -309,7 +309,7 @@ def reproduce(
     every:str='5min',       # How often a checkpoint is written: `'5min'`, `'200steps'`, `'1epoch'`
 )->dict:                    # What `results.json` holds
     "Train, fine-tune and evaluate as `recipe` says, and show the figures beside the published ones."
-    if isinstance(recipe, str): recipe = find_recipe(recipe)
+    if not isinstance(recipe, Recipe): recipe = find_recipe(recipe)
     supported(precision, default_device())                           # raises if there is no such precision
     dls = recipe_data(recipe, data)
     corpora = {part: getattr(dls, part).corpus for part in PARTS}

@@ -178,7 +178,8 @@ def test_a_grid_is_what_each_says_alone_and_what_diverged_is_last(train, ids):
 
 @pytest.mark.parametrize('kwargs, match', [
     (dict(lr=-1.), 'lr=-1.0'), (dict(lr=math.nan), 'lr=nan'), (dict(decay=-.1), 'decay=-0.1'),
-    (dict(eps=0.), 'eps=0.0'), (dict(decay=math.inf), 'decay=inf'), (dict(bptt=0), 'bptt=0')])
+    (dict(eps=0.), 'eps=0.0'), (dict(lr=None), 'lr=None'), (dict(eps='1'), "eps='1'"),
+    (dict(decay=math.inf), 'decay=inf'), (dict(bptt=0), 'bptt=0')])
 def test_settings_that_cannot_be(kwargs, match):
     with pytest.raises(ValueError, match=match): DynamicEvaluation(**kwargs)
     with pytest.raises(ValueError, match=match): dynamic_evaluate(new_model(), [1, 2], {}, **kwargs)

@@ -103,9 +103,43 @@ def test_a_hopeless_model_has_a_finite_perplexity(model):
 @pytest.mark.parametrize('ids,match', [
     ([], "at least two tokens"), ([3], "at least two tokens"), (torch.zeros(2, 3), r"\(2, 3\)"),
     (torch.tensor(3), r"\(\)"),
+    ([.5, 1.2], "whole numbers, and are of the type float32"), (torch.tensor([1., 2.]), "whole numbers"),
+    ([True, False], "whole numbers, and are of the type bool"),
     ([1, 30], "run from 1 to 30, but this model's vocabulary has the ids 0 to 29"), ([-1, 2], "run from -1 to 2")])
 def test_wrong_ids(model, ids, match):
     with pytest.raises(ValueError, match=match): evaluate_lm(model, ids)
+
+
+@pytest.mark.parametrize('ids,shown', [('the cat', "the cat"), (['the', 'cat'], "the.*cat"), (None, 'None'), (3, '3')])
+def test_what_is_no_list_of_numbers(model, ids, shown):
+    with pytest.raises(TypeError, match=f'numbers of tokens, not .*{shown}.*encode the text'): evaluate_lm(model, ids)
+
+
+@pytest.mark.parametrize('shape', [(1, 3), (2, 4)])
+def test_marks_of_another_text(model, shape):
+    with pytest.raises(ValueError, match=r'starts has the shape \(., .\), and the text \(1, 4\)'):
+        evaluate_lm(model, [1, 2, 3, 4, 5], starts=torch.zeros(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize('on_gpu', [False, True])
+def test_on_a_gpu_float32_has_all_its_bits(model, on_gpu, monkeypatch):
+    def bits(): return torch.backends.cudnn.rnn.fp32_precision
+    monkeypatch.setattr(torch.Tensor, 'is_cuda', on_gpu)
+    before = bits()
+    with pytest.raises(KeyError):
+        with evaluating(model):
+            assert bits() == ('ieee' if on_gpu else before)
+            raise KeyError
+    assert bits() == before and model.training
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'QRNN', 'GRU'])
+def test_on_cuda_the_loss_is_the_same_for_every_bptt(arch):
+    model = get_language_model(vocab_sz, dict(emb_sz=64, n_hid=96, n_layers=2, arch=arch))
+    ids = torch.randint(vocab_sz, (500,))
+    here = evaluate_lm(model, ids).loss
+    for bptt in (1, 7, 72, 1000): assert evaluate_lm(model.cuda(), ids, bptt=bptt).loss == pytest.approx(here, abs=1e-6)
 
 
 @pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bptt=0), dict(bptt=1.5)])

@@ -131,7 +131,8 @@ def test_a_grid_is_what_each_of_its_caches_says_alone_from_one_reading(model, id
 @pytest.mark.parametrize('kwargs, match', [
     (dict(window=0), 'window=0'), (dict(window=2.5), 'window=2.5'), (dict(theta=-.1), 'theta=-0.1'),
     (dict(theta=math.inf), 'theta=inf'), (dict(theta=math.nan), 'theta=nan'), (dict(lam=1.), 'lam=1.0'),
-    (dict(lam=-.1), 'lam=-0.1'), (dict(lam=math.nan), 'lam=nan')])
+    (dict(lam=-.1), 'lam=-0.1'), (dict(lam=math.nan), 'lam=nan'), (dict(lam=None), 'lam=None'),
+    (dict(theta='1'), "theta='1'"), (dict(theta=(.1, .2)), r'theta=\(0.1, 0.2\)')])
 def test_settings_that_cannot_be(model, kwargs, match):
     with pytest.raises(ValueError, match=match): NeuralCache(**kwargs)
     grid = {f'{name}s': [value] for name, value in kwargs.items()}

@@ -150,14 +150,59 @@ def test_weights_in_one_buffer_keep_values_and_gradients():
     assert_close(list(grads), [2 * w for w in weights])
 
 
+class OnGPU(torch.Tensor):
+    "Says that it is on a GPU."
+    device,is_cuda = torch.device('cuda'), True
+
+
+@pytest.mark.parametrize('make,kernel', [(WeightDropLSTM, 'lstm'), (WeightDropGRU, 'gru')])
+@pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16])
+def test_what_a_gpu_is_given(make, kernel, dtype, monkeypatch):
+    """All in the dtype that was asked for, the weights one behind the other, and no autocast: under it torch casts
+    them to float16, whatever their dtype is."""
+    calls,real = [], getattr(torch, kernel)
+    def looked_at(x, hx, weights, *rest):
+        calls.append(([x, *(hx if isinstance(hx, list) else [hx]), *weights], torch.is_autocast_enabled('cuda')))
+        return real(x.float(), [o.float() for o in hx] if isinstance(hx, list) else hx.float(),
+                    [w.float() for w in weights], *rest)
+    monkeypatch.setattr(torch, kernel, looked_at)
+    rnn,x = make(4, 6, weight_p=.5), torch.randn(3, 5, 4).as_subclass(OnGPU)
+    if dtype:
+        torch.set_autocast_enabled('cuda', True)
+        torch.set_autocast_dtype('cuda', dtype)
+    try: out,state = rnn(x)
+    finally: torch.set_autocast_enabled('cuda', False)
+    (tensors,autocast), = calls
+    assert {t.dtype for t in tensors} == {dtype or torch.float32} and not autocast
+    weights = tensors[-4:]
+    assert len({w.untyped_storage().data_ptr() for w in weights}) == 1
+    assert [w.storage_offset() for w in weights] == [sum(w.numel() for w in weights[:i]) for i in range(4)]
+    out.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
+
+
 @pytest.mark.gpu
-def test_on_cuda_the_same_without_a_word(recwarn):
-    *rest,b = inputs(bs=3, seq_len=70, n_hid=16, dtype=torch.float)
-    here = lstm_kernel(*rest, b, 0*b)
-    there = lstm_kernel(*(t.cuda() for t in (*rest, b, 0*b)))
-    assert_close(there[0].cpu(), here[0])
-    grads = [torch.autograd.grad(out.sin().sum(), rest) for out in (here[0], there[0].cpu())]
-    assert_close(*grads)
+@pytest.mark.parametrize('make', [WeightDropLSTM, WeightDropGRU])
+def test_on_cuda_the_same_without_a_word(make, recwarn):
+    rnn,x = make(4, 16).double(), torch.randn(3, 70, 4, dtype=torch.double)
+    here,_ = rnn(x)
+    grads = torch.autograd.grad(here.sin().sum(), list(rnn.parameters()))
+    there,_ = rnn.cuda()(x.cuda())
+    assert_close(there.cpu(), here)
+    assert_close([g.cpu() for g in torch.autograd.grad(there.sin().sum(), list(rnn.parameters()))], list(grads))
+    assert not [w for w in recwarn if 'contiguous' in str(w.message)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('make', [WeightDropLSTM, WeightDropGRU])
+def test_bfloat16_on_cuda_keeps_small_gradients(make, recwarn):
+    "float16, to which torch's autocast would cast them, has nothing between 0 and 6e-8."
+    rnn,x = make(4, 16).cuda(), torch.randn(3, 70, 4, device='cuda')
+    exact = torch.autograd.grad(1e-9 * rnn(x)[0].sum(), list(rnn.parameters()))
+    with torch.autocast('cuda', dtype=torch.bfloat16): out,_ = rnn(x)
+    assert out.dtype == torch.bfloat16
+    rough = torch.autograd.grad(1e-9 * out.float().sum(), list(rnn.parameters()))
+    assert all(relative(r, e) < .05 for r, e in zip(rough, exact))
     assert not [w for w in recwarn if 'contiguous' in str(w.message)]
 
 

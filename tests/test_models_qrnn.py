@@ -193,7 +193,7 @@ def test_memory_stays_time_first():
 
 @pytest.mark.gpu
 def test_on_cuda_the_same():
-    enc,ids = QRNN(VOCAB_SZ, 4, 6, 3).eval(), torch.randint(VOCAB_SZ, (3, 70))
+    enc,ids = QRNN(VOCAB_SZ, 4, 6, 3).double().eval(), torch.randint(VOCAB_SZ, (3, 70))
     here = enc(ids)
     grads = torch.autograd.grad(here.raw.sin().sum(), list(enc.parameters()))
     there = enc.cuda()(ids.cuda())

@@ -433,3 +433,15 @@ def test_numbers_for_bytes_and_empty_files(data, tmp_path, shell):
 def test_recipes_by_name():
     assert find_recipe('wt2_mos') is recipes.wt2_mos
     assert set(published) == set(RECIPES) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize('recipe', ['wt2', None, 3])
+def test_no_recipe(recipe, tmp_path):
+    with pytest.raises(ValueError, match=f'There is no recipe {recipe!r}: use one of ptb_lstm'):
+        reproduce(recipe, tmp_path, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('factor', [0, -1, float('nan'), 'half', None])
+def test_no_scale(factor):
+    with pytest.raises(ValueError, match=f'scale={factor!r}: use a positive number'): recipes.wt2_lstm.scaled(factor)

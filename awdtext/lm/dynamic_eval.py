@@ -31,10 +31,11 @@ class DynamicEvaluation:
 
     def __post_init__(self):
         positive_int(self.bptt, 'bptt')
-        for name in ('lr', 'decay'):
+        for name in ('lr', 'decay', 'eps'):
             value = getattr(self, name)
-            if not 0 <= value < math.inf: raise ValueError(f"{name}={value}: use a finite number, 0 or more.")
-        if not 0 < self.eps < math.inf: raise ValueError(f"eps={self.eps}: use a finite number above 0.")
+            if not (hasattr(value, '__float__') and 0 <= value < math.inf):
+                raise ValueError(f"{name}={value!r}: use a finite number, 0 or more.")
+        if self.eps == 0: raise ValueError(f"eps={self.eps}: use a finite number above 0.")
 
 
 def free_copy(

@@ -8,7 +8,7 @@ __all__ = ['LMScore', 'evaluating', 'as_ids', 'windows', 'evaluate_lm', 'GridPoi
 # %% ../../nbs/lm/40_evaluate.ipynb #7f4f4580
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -40,12 +40,24 @@ class LMScore(NamedTuple):
 def evaluating(
     model:nn.Module, # Any model
 ):
-    "Within this context `model` is in evaluation mode and no gradients are kept."
-    training = model.training
+    "Within this context `model` is in evaluation mode and no gradients are kept; on a GPU, float32 has all its bits."
+    training,on_gpu = model.training, any(p.is_cuda for p in model.parameters())
     model.eval()
     try:
-        with torch.no_grad(): yield
+        with torch.no_grad(), _all_bits() if on_gpu else nullcontext(): yield
     finally: model.train(training)
+
+
+@contextmanager
+def _all_bits():
+    "Within this context cuDNN's recurrent layers multiply with all bits of float32; torch's default is eleven."
+    has_own = hasattr(torch.backends.cudnn, 'rnn')                                      # since torch 2.9
+    flags,name,exact = (torch.backends.cudnn.rnn, 'fp32_precision', 'ieee') if has_own else (
+        torch.backends.cudnn, 'allow_tf32', False)
+    kept = getattr(flags, name)
+    setattr(flags, name, exact)
+    try: yield
+    finally: setattr(flags, name, kept)
 
 
 def as_ids(
@@ -53,14 +65,20 @@ def as_ids(
     vocab_sz:int,   # Size of the vocabulary
 )->Tensor:          # (n,), int64
     "`ids` as a tensor, checked against the vocabulary."
-    ids = torch.as_tensor(ids).long()
+    words = isinstance(ids, (str, list, tuple)) and any(isinstance(o, str) for o in ids)
+    if words or not hasattr(ids, '__len__'):
+        raise TypeError(f"ids must be numbers of tokens, not {str(ids)[:40]!r}: encode the text with the vocabulary of "
+                        "the model.")
+    ids = torch.as_tensor(ids)
     if ids.dim() != 1 or len(ids) < 2:
         raise ValueError(f"ids must be one text of at least two tokens, in one dimension; "
                          f"theirs is the shape {tuple(ids.shape)}.")
+    if ids.dtype == torch.bool or ids.is_floating_point():
+        raise ValueError(f"ids must be whole numbers, and are of the type {str(ids.dtype)[6:]}.")
     if ids.min() < 0 or ids.max() >= vocab_sz:
         raise ValueError(f"ids run from {int(ids.min())} to {int(ids.max())}, but this model's vocabulary has the ids "
                          f"0 to {vocab_sz - 1}: encode the text with the vocabulary of the model.")
-    return ids
+    return ids.long()
 
 # %% ../../nbs/lm/40_evaluate.ipynb #4b6bb8fb
 def windows(
@@ -75,6 +93,9 @@ def windows(
     "What `model`, as it is then, says of one window of the text after the other."
     device,bs,bptt = next(model.parameters()).device,positive_int(bs, 'bs'),positive_int(bptt, 'bptt')
     xs,ys = batchify(as_ids(ids, len(model.encoder.embedding.weight)), bs, drop_rest=False)   # (bs, n_steps)
+    if starts is not None and (len(starts) != len(xs) or starts.shape[1] < xs.shape[1]):
+        raise ValueError(f"starts has the shape {tuple(starts.shape)}, and the text {tuple(xs.shape)}: make it with "
+                         "document_starts.")
     for i in progress(range(0, xs.shape[1], bptt), label=label):
         marks = () if starts is None else (starts[:, i:i + bptt].to(device),)
         out = model(xs[:, i:i + bptt].to(device), state, *marks)

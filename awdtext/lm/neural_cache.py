@@ -97,10 +97,10 @@ class NeuralCache:
 
     def __post_init__(self):
         positive_int(self.window, 'window')
-        if not 0 <= self.theta < math.inf:
-            raise ValueError(f"theta={self.theta}: use a finite number, 0 or more.")
-        if not 0 <= self.lam < 1:
-            raise ValueError(f"lam={self.lam} is the share of the cache: use a number from 0 to below 1.")
+        if not (hasattr(self.theta, '__float__') and 0 <= self.theta < math.inf):
+            raise ValueError(f"theta={self.theta!r}: use a finite number, 0 or more.")
+        if not (hasattr(self.lam, '__float__') and 0 <= self.lam < 1):
+            raise ValueError(f"lam={self.lam!r} is the share of the cache: use a number from 0 to below 1.")
 
     def evaluate(self,
         model:nn.Module,        # A `LanguageModel`

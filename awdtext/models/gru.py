@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
-from .lstm import WeightDropRNN, check_sizes, pieces
+from .lstm import WeightDropRNN, check_sizes, pieces, torchs_kernel
 
 # %% ../../nbs/models/15_gru.ipynb #868be3ff
 def gru_loop(
@@ -62,10 +62,8 @@ def gru_kernel(
 )->tuple:        # (bs, seq_len, n_hid), and the hidden state after the last step
     "`gru_loop` by torch's fast kernel."
     check_sizes(x, W, U, h)
-    train = torch.is_grad_enabled()  # cuDNN keeps what a backward pass needs only if told so
-    # the arguments are input, state, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    out,h = torch.gru(x.transpose(0, 1), h[None], [W, U, b_ih, b_hh], True, 1, 0., train, False, False)
-    return out.transpose(0, 1), h[0]
+    out,(h,) = torchs_kernel(torch.gru, x, (h,), (W, U, b_ih, b_hh))
+    return out, h
 
 # %% ../../nbs/models/15_gru.ipynb #1f0f8298
 class GRU(AWD_LSTM):
