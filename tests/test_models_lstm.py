@@ -9,7 +9,8 @@ from awdtext.core import seed_all
 from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.gru import WeightDropGRU
 from awdtext.models.language_model import get_language_model
-from awdtext.models.lstm import WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, repeated_product
+from awdtext.models.lstm import (
+    WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, repeated_product, sweep_saves)
 from awdtext.models.qrnn import WeightDropQRNN
 
 bf16 = {'device_type': 'cpu', 'dtype': torch.bfloat16}
@@ -82,7 +83,7 @@ def test_without_these_operations_it_is_the_same(monkeypatch):
     def run():
         with torch.autocast(**bf16): return lstm_sweep(*args)[0]
     prepared = run()
-    monkeypatch.setattr('awdtext.models.lstm.has_onednn_bf16', lambda x: False)
+    monkeypatch.setattr('awdtext.models.lstm.has_onednn', lambda x: False)
     assert relative(run(), prepared) < .01
 
 
@@ -217,3 +218,24 @@ def test_sizes_that_do_not_fit_are_an_error_and_no_foreign_memory(make):
         with pytest.raises((ValueError, RuntimeError)): rnn(x, tuple(torch.zeros(shape) for _ in range(n_states)))
     for sizes in ((0, 3), (4, 0), (-1, 3), (4, 2.5)):
         with pytest.raises(ValueError, match='use a whole number'): make(*sizes)
+
+
+def test_in_float32_training_it_is_the_loop_where_there_is_much_to_multiply():
+    *rest,b = inputs(bs=32, seq_len=3, n_in=1000, n_hid=800, dtype=torch.float)
+    with torch.no_grad(): [w.mul_(.03) for w in rest[3:]]
+    assert sweep_saves(rest[0], *rest[3:])
+    kernel,loop = lstm_kernel(*rest, b, 0*b), lstm_loop(*rest, b)
+    assert 'Sweep' in kernel[0].grad_fn.next_functions[0][0].name()
+    assert_close(kernel, loop)
+    for ours, loops in zip(*(torch.autograd.grad(out.sin().sum(), [*rest, b]) for out, _ in (kernel, loop))):
+        assert relative(ours, loops) < 1e-5
+
+
+def test_it_keeps_gates_and_states_and_no_more():
+    *rest,b = inputs(bs=32, seq_len=3, n_in=1000, n_hid=800, dtype=torch.float)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        lstm_kernel(*rest, b, 0*b)
+    own = {t.data_ptr(): t.numel() for t in kept if t.data_ptr() not in {o.data_ptr() for o in rest}}
+    rows = 32 * 3
+    assert sum(own.values()) <= rows * 4 * 800 + 2 * (rows + 32) * 800 + rows * 1000   # and the input, time first
