@@ -2655,7 +2655,10 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.ulmfit._speed': ('ulmfit.html#_speed', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._steps_said': ('ulmfit.html#_steps_said', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._take_steps': ('ulmfit.html#_take_steps', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._targets': ('ulmfit.html#_targets', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._text_fields': ('ulmfit.html#_text_fields', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._tfidf': ('ulmfit.html#_tfidf', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._tfidf_row': ('ulmfit.html#_tfidf_row', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._time': ('ulmfit.html#_time', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._train_valid': ('ulmfit.html#_train_valid', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._way_rows': ('ulmfit.html#_way_rows', 'awdtext/ulmfit.py'),
@@ -2668,4 +2671,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.ulmfit.recipe_card': ('ulmfit.html#recipe_card', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit.split_data': ('ulmfit.html#split_data', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit.stratified': ('ulmfit.html#stratified', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit.tfidf_classifier': ('ulmfit.html#tfidf_classifier', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit.ulmfit': ('ulmfit.html#ulmfit', 'awdtext/ulmfit.py')}}}
