@@ -528,10 +528,14 @@ class LMWriter:
         repetition_penalty:float=1., # Above 1: words that the text has already become less likely
         stop:str|Sequence[str]=(),   # Token or tokens after which the text ends
         seed:int|None=None,          # Seed of the draws
+        decoder:Callable|None=None,  # Tokens -> what is shown of them, joined by blanks; None: the tokenizer's way
+        no_bar:bool=False,           # fastai's; changes nothing: there is no bar
+        only_last_word:bool=False,   # fastai's; changes nothing: each word is read once, and the state carried
     )->str:                          # `text` and what follows
         "Continue `text`. The state is carried, so each word takes the same time."
         law = text_law(self.dls, temperature, min_p, no_unk, top_k, top_p, repetition_penalty, stop)
-        with self.averaged(): return write(self.model, self.dls, [text], n_words, law, seed)[0].text
+        with self.averaged():
+            return write(self.model, self.dls, [text], n_words, law, seed, decoder=decoder)[0].text
 
     def generate(self,
         texts:Sequence,              # Where to begin: strings, or lists of tokens

@@ -7,7 +7,8 @@ import torch
 from training_helpers import lm_learner, tiny_size
 
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer)
+from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer,
+    decode_spec_tokens)
 from awdtext.data.vocab import Vocab
 from awdtext.lm.write import text_law, write, write_stream
 from awdtext.models.language_model import get_language_model
@@ -153,3 +154,33 @@ def test_what_is_no_prompt(prompt):
     with pytest.raises(TypeError, match='give a list of texts, not'): learn.score(prompt)
     with pytest.raises(TypeError, match="one column of the frame, such as df"):
         learn.generate(pd.DataFrame({'text': ['w1']}))
+
+
+# As fastai's scripts call it
+
+def test_predict_takes_what_fastais_does():
+    dls = TextDataLoaders.from_texts(['The cat sat on the ROOF !!!! And slept .'] * 4, is_lm=True, bs=2, min_freq=1)
+    learn = language_model_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=1))
+    how = dict(n_words=6, no_unk=True, temperature=.5, min_p=.001, seed=1)
+    usual = learn.predict('The cat', **how)
+    assert learn.predict('The cat', **how, no_bar=True, only_last_word=True) == usual
+    seen = []
+    def look(tokens):
+        seen.extend(tokens)
+        return [token.upper() for token in tokens]
+    said = learn.predict('The cat', **how, no_bar=False, only_last_word=False, decoder=look)
+    assert said == ' '.join(seen).upper() and seen[:3] == ['xxmaj', 'the', 'cat'] and 'xxbos' not in seen
+    assert learn.predict('The cat', **how, decoder=decode_spec_tokens).replace(' ', '') == usual.replace(' ', '')
+    with pytest.raises(TypeError, match="decoder='upper' is no function"): learn.predict('The', 2, decoder='upper')
+
+
+def test_fastais_order_of_arguments_is_not_taken_for_ours():
+    "There `no_unk` comes third, and True would be a temperature of 1."
+    dls = TextDataLoaders.from_texts(['The cat sat on the roof .'] * 4, is_lm=True, bs=2, min_freq=1)
+    learn = language_model_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=1))
+    with pytest.raises(ValueError, match='temperature=True must be a number'): learn.predict('The cat', 4, True, .75)
+
+
+def test_special_tokens_are_done_to_their_words():
+    tokens = 'xxmaj oh xxrep 4 ! xxwrep 3 so xxup good , xxmaj éric'.split()
+    assert decode_spec_tokens(tokens) == ['Oh', '!!!!', 'so so so', 'GOOD', ',', 'Éric']

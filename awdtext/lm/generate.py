@@ -42,7 +42,8 @@ def check_law(
 
 def _check_numbers(**values):
     for name, value in values.items():
-        if not hasattr(value, '__float__'): raise ValueError(f"{name}={value!r} must be a number.")
+        if isinstance(value, bool) or not hasattr(value, '__float__'):
+            raise ValueError(f"{name}={value!r} must be a number.")
 
 # %% ../../nbs/lm/41_generate.ipynb #a7fe1b4c
 def word_probs(

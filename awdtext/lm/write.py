@@ -6,7 +6,7 @@
 __all__ = ['text_law', 'prompt_tokens', 'Continuation', 'write', 'write_stream', 'write_beam']
 
 # %% ../../nbs/lm/45_write.ipynb #6ba6f73c
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -68,7 +68,9 @@ def _ids(tokens, dls):
     return ids[::-1] if dls.backwards else ids
 
 
-def _text(tokens, dls): return dls.tokenizer.detokenize(tokens) if dls.tokenizer else ' '.join(tokens)
+def _text(tokens, dls, decoder=None):
+    if decoder: return ' '.join(decoder([t for t in tokens if t not in (BOS, PAD)]))
+    return dls.tokenizer.detokenize(tokens) if dls.tokenizer else ' '.join(tokens)
 
 # %% ../../nbs/lm/45_write.ipynb #90160ac3
 class Continuation(NamedTuple):
@@ -86,10 +88,10 @@ class Continuation(NamedTuple):
 def _shown(tokens): return tokens[:-1] if tokens and tokens[-1] in (*_marks, EOS, '<eos>') else tokens
 
 
-def _continued(prompt, generated, dls):
+def _continued(prompt, generated, dls, decoder=None):
     tokens = dls.vocab.decode(generated.ids)
     whole = _shown(tokens)[::-1] + prompt if dls.backwards else prompt + _shown(tokens)
-    return Continuation(_text(whole, dls), tokens, generated.logps)
+    return Continuation(_text(whole, dls, decoder), tokens, generated.logps)
 
 
 def _check_prompts(texts):
@@ -106,12 +108,15 @@ def write(
     law:Law,                     # How they are chosen
     seed:int|None=None,          # Text `i` has the seed `seed + i`; drawn from torch's global generator if None
     bs:int=64,                   # Texts that grow side by side
+    decoder:Callable|None=None,  # Tokens -> what is shown of them, joined by blanks; None: the tokenizer's way
 )->list[Continuation]:           # In the order of `texts`
     "Go on with each of the texts."
     _check_prompts(texts)
+    if decoder is not None and not callable(decoder):
+        raise TypeError(f"decoder={decoder!r} is no function: give one of a list of tokens, like decode_spec_tokens.")
     prompts = [prompt_tokens(text, dls) for text in texts]
     drawn = generate_batch(model, [_ids(tokens, dls) for tokens in prompts], n_words, law, seed, bs)
-    return [_continued(tokens, generated, dls) for tokens, generated in zip(prompts, drawn)]
+    return [_continued(tokens, generated, dls, decoder) for tokens, generated in zip(prompts, drawn)]
 
 # %% ../../nbs/lm/45_write.ipynb #375e78bf
 def write_stream(
