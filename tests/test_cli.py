@@ -592,11 +592,22 @@ def test_ulmfit_on_characters_in_both_directions(tmp_path, shell):
     refused(shell('generate', model), 'is a classifier; generate needs a language model')
 
 
-def test_several_language_models_score_and_do_not_write(made, tmp_path, shell):
+def test_several_language_models_score_and_write(made, tmp_path, shell):
     learn = load_learner(made / 'lm/language_model')
     both = LMEnsemble([learn, learn]).export(tmp_path / 'both')
     assert shell('evaluate', both, made / 'text.txt')[1].startswith(f'perplexity {learn_score(learn):.2f}, ')
-    for name in ('generate', 'predict'): refused(shell(name, both), f'score texts and write none: {name} needs one')
+    for argv in (['generate', '--n-texts', 2, '--n-words', 6, '--seed', 3], ['predict', 'red paint']):
+        says = [shell(argv[0], model, *argv[1:]) for model in (made / 'lm/language_model', both)]
+        assert says[0] == says[1] and says[0][0] == 0, "the mean of the same is the same"
+
+
+def test_models_of_two_directions_do_not_write(made, tmp_path, shell):
+    learn = load_learner(made / 'lm/language_model')
+    other = load_learner(made / 'lm/language_model')
+    other.dls.backwards = True
+    both = LMEnsemble([learn, other]).export(tmp_path / 'both')
+    for name, text in (('generate', '--prompt=red'), ('predict', 'red')):
+        refused(shell(name, both, text), 'a forward and a backward model cannot write together')
 
 
 def learn_score(learn): return LMEnsemble([learn, learn]).evaluate(texts).perplexity

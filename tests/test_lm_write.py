@@ -10,9 +10,11 @@ from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer,
     decode_spec_tokens)
 from awdtext.data.vocab import Vocab
-from awdtext.lm.write import text_law, write, write_stream
+from awdtext.ensemble import LMEnsemble
+from awdtext.lm.write import prompt_tokens, text_law, write, write_stream
 from awdtext.models.language_model import get_language_model
 from awdtext.text_learner import language_model_learner
+from awdtext.training.optim import WeightAverage
 
 marks = [UNK, PAD, BOS, EOS, FLD, TK_REP, TK_WREP, TK_UP, TK_MAJ]
 said = '. , " ( ) the cat sat 3 4 ! n\'t do \n can i \'s it - a'.split(' ')
@@ -184,3 +186,55 @@ def test_fastais_order_of_arguments_is_not_taken_for_ours():
 def test_special_tokens_are_done_to_their_words():
     tokens = 'xxmaj oh xxrep 4 ! xxwrep 3 so xxup good , xxmaj éric'.split()
     assert decode_spec_tokens(tokens) == ['Oh', '!!!!', 'so so so', 'GOOD', ',', 'Éric']
+
+
+# Several as one
+
+def ensemble(backwards=False, sizes=((8, 12, 1), (6, 10, 2))):
+    dls = TextDataLoaders.from_texts(['The cat sat on the roof . And slept .'] * 4, is_lm=True, bs=2, min_freq=1,
+                                     backwards=backwards)
+    torch.manual_seed(0)
+    return LMEnsemble([language_model_learner(dls, config=dict(zip(('emb_sz', 'n_hid', 'n_layers'), size)))
+                       for size in sizes])
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_an_ensemble_writes_by_the_mean_of_the_probabilities(backwards):
+    "By a slow loop, which reads all from the beginning for each word."
+    both,n = ensemble(backwards), 6
+    vocab = both.dls.vocab
+    (text,) = both.generate(['the cat'], n, temperature=0)
+    tokens = prompt_tokens('the cat', both.dls)
+    ids = vocab.encode(tokens).tolist()[::-1 if backwards else 1]
+    for token, logp in zip(text.tokens, text.logps):
+        probs = [part.model.eval().logits(part.model(torch.tensor([ids])).dropped[:, -1]).softmax(-1)[0]
+                 for part in both.parts]
+        mean = torch.stack(probs).mean(0).detach()
+        forbidden = [vocab.stoi[t] for t in (UNK, PAD, BOS, FLD, 'xxfake') if t in vocab]
+        assert vocab.stoi[token] == mean.index_fill(0, torch.tensor(forbidden), 0.).argmax()
+        assert logp == pytest.approx(mean[vocab.stoi[token]].log().item(), abs=1e-4)
+        ids.append(vocab.stoi[token])
+    several = both.generate(['the cat', 'on', 'the cat sat'], n, seed=3, stop='.')
+    assert several[1] == both.generate(['on'], n, seed=4, stop='.')[0]
+    assert both.predict('on', n, seed=4, stop='.') == several[1].text
+    assert both.beam_search('on', 3)[0].logp >= both.beam_search('on', 3)[1].logp
+    if not backwards: assert ''.join(both.stream('on', n, seed=4, stop='.')) == several[1].text
+
+
+def test_an_ensemble_writes_with_the_averaged_weights():
+    both = ensemble()
+    usual = both.predict('the', 9, seed=0)
+    for part in both.parts:
+        part.average = WeightAverage(part.model)
+        with torch.no_grad(): part.model.decoder.bias += torch.linspace(0, 9, len(both.dls.vocab))
+        part.average.swapped = False
+    assert both.predict('the', 9, seed=0) == usual
+
+
+def test_two_directions_do_not_write_together():
+    forward,backward = ensemble().parts[0], ensemble(True).parts[0]
+    both = LMEnsemble([forward, backward])
+    for how in (both.predict, both.beam_search, both.stream):
+        with pytest.raises(ValueError, match='cannot write together.*parts'): how('the', 3)
+    with pytest.raises(ValueError, match='cannot write together'): both.generate(['the'], 3)
+    assert both.score(['the cat sat']) and both.parts[0].predict('the', 2, seed=0)
