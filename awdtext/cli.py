@@ -120,7 +120,7 @@ def _lm_settings(file, **given):
 def train_lm(
     data:str='docstrings',  # Folder, text file or CSV; the built-in corpus if not given
     out:str='lm_out',       # Folder of the results
-    config:str=None,        # Size of the model: small (if nothing is given), base or paper
+    config:str=None,        # Size of the model: small (if nothing is given), laptop, base or paper
     arch:str=None,          # Recurrent layers: AWD_LSTM (if nothing is given), QRNN or GRU
     decoder:str=None,       # Over the vocabulary: softmax (if nothing is given), adaptive or mos
     precision:str='fp32',   # Of the products in training: fp32, bf16 or fp16

@@ -99,6 +99,12 @@ def test_help_shows_every_option(name, shell):
         assert f'(default: {parameter.default})' in ' '.join(out.split()), arg
 
 
+@pytest.mark.parametrize('name', [name for name in COMMANDS if 'config' in inspect.signature(COMMANDS[name]).parameters])
+def test_help_names_the_presets(name, shell):
+    (line,) = re.findall(r'--config\b.*?(?=--\w)', ' '.join(shell(name, '--help')[1].partition('options:')[2].split()))
+    assert all(re.search(rf'\b{preset}\b', line) for preset in presets), line
+
+
 def test_help_in_general(shell):
     for argv in (['--help'], ['-h']):
         status,out,err = shell(*argv)
