@@ -534,6 +534,16 @@ def test_generated_texts_are_those_of_the_library(made, shell):
     assert len(shown(*search, '--n-texts', 9).splitlines()) == 4
 
 
+def test_texts_of_generate_grow_sixty_four_at_a_time(made, shell, monkeypatch):
+    "At a temperature of 0.8, if none is given; each with the seed that it has alone."
+    asked = []
+    def generate(learn, prompts, n_words, **how): return asked.append((len(prompts), n_words, how)) or []
+    monkeypatch.setattr(LMLearner, 'generate', generate)
+    shell('generate', made / 'lm/language_model', '--n-texts', 130, '--seed', 3)
+    usual = dict(no_unk=True, repetition_penalty=1., stop=[], temperature=.8, top_k=None, top_p=None, min_p=None)
+    assert asked == [(n, 50, usual | {'seed': seed}) for n, seed in ((64, 3), (64, 67), (2, 131))]
+
+
 def test_words_are_shown_as_they_come(made, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(LMLearner, 'stream', lambda learn, *args, **how: (seen.append(capsys.readouterr().out) or piece
