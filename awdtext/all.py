@@ -18,9 +18,9 @@ from .data.dataloaders import ColSplitter, RandomSplitter, TextDataLoaders, get_
 from .data.datasets import URLs, docstrings, untar_data
 from .data.imbalance import balanced_weights, class_weights, tune_thresholds
 from .data.stream import LMDataLoader, RandomBPTT, unigram_perplexity
-from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
-    CharTokenizer, SpacyTokenizer, SubwordTokenizer, Tokenizer, default_post_rules, default_rules, detokenize,
-    special_tokens)
+from .data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, BaseTokenizer,
+    CharTokenizer, SpacyTokenizer, SubwordTokenizer, Tokenizer, decode_spec_tokens, default_post_rules, default_rules,
+    detokenize, special_tokens)
 from .data.vocab import Vocab, make_vocab, match_vocab
 from .duplicates import near_duplicates
 from awdtext.interpret import (ClassificationInterpretation, attribute, embedding_neighbours, leaks, most_surprising,

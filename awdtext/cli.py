@@ -120,7 +120,7 @@ def _lm_settings(file, **given):
 def train_lm(
     data:str='docstrings',  # Folder, text file or CSV; the built-in corpus if not given
     out:str='lm_out',       # Folder of the results
-    config:str=None,        # Size of the model: small (if nothing is given), base or paper
+    config:str=None,        # Size of the model: small (if nothing is given), laptop, base or paper
     arch:str=None,          # Recurrent layers: AWD_LSTM (if nothing is given), QRNN or GRU
     decoder:str=None,       # Over the vocabulary: softmax (if nothing is given), adaptive or mos
     precision:str='fp32',   # Of the products in training: fp32, bf16 or fp16
@@ -437,14 +437,13 @@ def predict(
 ):
     "Say for each text its label and the probability of that, or how a language model continues it."
     from awdtext.core import say
-    from awdtext.text_learner import LMLearner, load_learner
+    from awdtext.text_learner import load_learner
     if texts and data: raise ValueError("Give texts, or a CSV with --data, and not both.")
     if text_col and not data: raise ValueError("--text-col is of a CSV: name one with --data.")
     learn = load_learner(model)
-    if learn.kind == 'language_model': _check_writer(learn, model, 'predict')
     if data: return _predict_table(learn, _file(data), text_col)
     for text in texts or _input_lines():
-        if isinstance(learn, LMLearner): say(learn.predict(text, 20, temperature=0))
+        if learn.kind == 'language_model': say(learn.predict(text, 20, temperature=0))
         else: _show_answer(learn.predict(_check_marked(text, _fields(learn))), [text])
 
 
@@ -529,10 +528,8 @@ def _check_way(draw, beam_sz, length_penalty, logps):
 
 def _check_writer(learn, model, command):
     "The learner, if it can write."
-    from awdtext.text_learner import LMLearner
-    if isinstance(learn, LMLearner): return learn
     if learn.kind == 'classifier': raise ValueError(f"{model} is a classifier; {command} needs a language model.")
-    raise ValueError(f"{model} holds several language models, which score texts and write none: {command} needs one.")
+    return learn
 
 
 def _show_texts(texts, logps):

@@ -6,19 +6,23 @@
 __all__ = ['EnsembleData', 'Parts', 'scores_of', 'Ensemble', 'LMEnsemble']
 
 # %% ../nbs/49_ensemble.ipynb #dfc83a81
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import tee
+from contextlib import ExitStack, contextmanager
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
 from .data.tokenizer import BOS
 from .data.imbalance import TunedThresholds, tune_learner
 from .lm.evaluate import LMScore
 from .lm.score import TextScore
+from .lm.write import LMWriter
+from .models.language_model import LMOutput
 from .training.checkpoint import write_bundle
 from .training.calibration import Calibration, ClassReport, calibration, class_report
 from .training.metrics import choose_threshold
@@ -67,6 +71,14 @@ class EnsembleData:
     def train(self):
         "The training part of the first; its labels are those of all."
         return self.parts[0].train
+
+    @property
+    def backwards(self)->bool:
+        "Whether all read from the end. Raises where their directions differ: such models write at different ends."
+        ways = {part.backwards for part in self.parts}
+        if len(ways) == 1: return ways.pop()
+        raise ValueError("a forward and a backward model cannot write together, as one adds to the end of a text and "
+                         "the other to its beginning: let one of them write, as parts[0], or several of one direction.")
 
     def test_dl(self,
         texts:Sequence,            # As for `TextDataLoaders.test_dl`
@@ -207,9 +219,36 @@ def _check_targets(targets):
         raise ValueError("the parts have other documents or labels as their data: give the same texts to all, as "
                          "dl=dls.test_dl(texts, labels).")
 
+# %% ../nbs/49_ensemble.ipynb #d0b7e311
+class _Mixture(nn.Module):
+    "Language models as one, whose probabilities are the mean of theirs."
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.train(models[0].training)
+
+    def forward(self, x, state=None):
+        "Outputs side by side, and the states of all layers in a row."
+        states = self.own(state) if state else [None] * len(self.models)
+        outs = [model(x, own) for model, own in zip(self.models, states)]
+        self.widths,self.n_layers = [out.dropped.shape[-1] for out in outs],[len(out.state) for out in outs]
+        return LMOutput(*(torch.cat([getattr(out, name) for out in outs], -1) for name in ('raw', 'dropped')),
+                        tuple(layer for out in outs for layer in out.state))
+
+    def own(self, state):
+        "The state of each model."
+        layers = iter(state)
+        return [tuple(islice(layers, n)) for n in self.n_layers]
+
+    def logits(self, hidden):
+        "Logarithms of the mean probabilities."
+        parts = zip(self.models, hidden.split(self.widths, -1))
+        logps = torch.stack([model.logits(own).float().log_softmax(-1) for model, own in parts])
+        return logps.logsumexp(0) - math.log(len(logps))
+
 # %% ../nbs/49_ensemble.ipynb #7cbd3e72
-class LMEnsemble(Parts):
-    "Language models that score texts as one, by the mean of their log-probabilities."
+class LMEnsemble(Parts, LMWriter):
+    "Language models that score texts as one, by the mean of log-probabilities, and write if their direction is one."
     kind = 'language_model'
 
     def __init__(self,
@@ -217,6 +256,18 @@ class LMEnsemble(Parts):
     ):
         super().__init__(parts)
         _check_words(self.parts)
+
+    @property
+    def model(self)->nn.Module:
+        "A model whose probabilities are the mean of the parts'."
+        return _Mixture([part.model for part in self.parts])
+
+    @contextmanager
+    def averaged(self):
+        "Within this context each part holds the average of its weights, if there is one."
+        with ExitStack() as stack:
+            for part in self.parts: stack.enter_context(part.averaged())
+            yield
 
     def iter_score(self,
         texts:Iterable,   # Strings; a generator is read as it is needed

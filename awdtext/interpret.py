@@ -467,6 +467,8 @@ def embedding_neighbours(
         raise ValueError("An ensemble has several embeddings: ask one of its parts, "
                          f"embedding_neighbours(learn.parts[0], {word!r}).")
     vocab,k = learn.dls.vocab, positive_int(k, 'k')
+    if not isinstance(word, str):
+        raise TypeError(f"word={word!r} is no token: give a string, one of the {len(vocab):,} in learn.dls.vocab.")
     if word not in vocab:
         cure = f": try {word.lower()!r}" if word.lower() in vocab else ""
         raise ValueError(f"{word!r} is not in the vocabulary of {len(vocab):,} tokens{cure}.")

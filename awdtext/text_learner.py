@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['map_embedding', 'coverage', 'EncoderLearner', 'TextLearner', 'advise_preset', 'advise_precision', 'LMReader',
-           'LMWriter', 'LMLearner', 'language_model_learner', 'text_classifier_learner', 'loss_settings',
-           'load_learner']
+           'LMLearner', 'language_model_learner', 'text_classifier_learner', 'loss_settings', 'load_learner']
 
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
 import json, warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -31,7 +30,7 @@ from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_stati
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
 from .lm.score import TextScore, encode_texts, n_features, score_texts
-from .lm.write import Continuation, text_law, write, write_beam, write_stream
+from .lm.write import LMWriter
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier
 from .models.language_model import encoders, get_language_model, lm_split
@@ -511,76 +510,6 @@ class LMReader:
     )->Iterator[TextScore]: # In the order of `texts`
         "The same one by one, for more texts than memory holds."
         return score_texts(self.model, self.dls, texts, bs)
-
-# %% ../nbs/50_text_learner.ipynb #d895d3c5
-class LMWriter:
-    "What a language model's learner writes."
-
-    def predict(self,
-        text:str|list[str],          # Where to begin
-        n_words:int=1,               # How many words to add
-        temperature:float=1.,        # Below 1 safer, above 1 wilder; 0 for the likeliest word each time
-        min_p:float|None=None,       # Leave out words less probable than this
-        no_unk:bool=True,            # Never say the word that stands for unknown ones
-        *,
-        top_k:int|None=None,         # Leave out all but the k likeliest words
-        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
-        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
-        stop:str|Sequence[str]=(),   # Token or tokens after which the text ends
-        seed:int|None=None,          # Seed of the draws
-    )->str:                          # `text` and what follows
-        "Continue `text`. The state is carried, so each word takes the same time."
-        law = text_law(self.dls, temperature, min_p, no_unk, top_k, top_p, repetition_penalty, stop)
-        with self.averaged(): return write(self.model, self.dls, [text], n_words, law, seed)[0].text
-
-    def generate(self,
-        texts:Sequence,              # Where to begin: strings, or lists of tokens
-        n_words:int=50,              # How many words to add to each
-        temperature:float=1.,        # As in `predict`, like all that follow
-        min_p:float|None=None,       # Leave out words less probable than this
-        no_unk:bool=True,            # Never say the word that stands for unknown ones
-        *,
-        top_k:int|None=None,         # Leave out all but the k likeliest words
-        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
-        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
-        stop:str|Sequence[str]=(),   # Token or tokens after which a text ends
-        seed:int|None=None,          # Text `i` has the seed `seed + i`
-        bs:int=64,                   # Texts that grow side by side
-    )->list[Continuation]:           # Text, added tokens and their log-probabilities, in the order of `texts`
-        "Continue many texts at once."
-        law = text_law(self.dls, temperature, min_p, no_unk, top_k, top_p, repetition_penalty, stop)
-        with self.averaged(): return write(self.model, self.dls, texts, n_words, law, seed, bs)
-
-    def stream(self,
-        text:str|list[str],          # Where to begin
-        n_words:int=50,              # How many words to add
-        temperature:float=1.,        # As in `predict`, like all that follow
-        min_p:float|None=None,       # Leave out words less probable than this
-        no_unk:bool=True,            # Never say the word that stands for unknown ones
-        *,
-        top_k:int|None=None,         # Leave out all but the k likeliest words
-        top_p:float|None=None,       # Leave out all but the likeliest words that have this probability together
-        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
-        stop:str|Sequence[str]=(),   # Token or tokens after which the text ends
-        seed:int|None=None,          # Seed of the draws
-    )->Iterator[str]:                # The prompt, then piece by piece what follows; joined, what `predict` returns
-        "Continue `text` while it is read."
-        law = text_law(self.dls, temperature, min_p, no_unk, top_k, top_p, repetition_penalty, stop)
-        return write_stream(self.model, self.dls, text, n_words, law, seed)
-
-    def beam_search(self,
-        text:str|list[str],          # Where to begin
-        n_words:int=20,              # How many words to add at most
-        beam_sz:int=5,               # How many beginnings are kept
-        no_unk:bool=True,            # Never say the word that stands for unknown ones
-        *,
-        repetition_penalty:float=1., # Above 1: words that the text has already become less likely
-        stop:str|Sequence[str]=(),   # Token or tokens after which a text ends
-        length_penalty:float=0.,     # 0 orders texts by their probability, 1 by that of their mean word
-    )->list[Continuation]:           # The best first, at most `beam_sz`
-        "The likeliest continuations of `text` that can be found."
-        law = text_law(self.dls, no_unk=no_unk, repetition_penalty=repetition_penalty, stop=stop)
-        with self.averaged(): return write_beam(self.model, self.dls, text, n_words, beam_sz, law, length_penalty)
 
 # %% ../nbs/50_text_learner.ipynb #80723c8f
 class LMLearner(LMReader, LMWriter, TextLearner):

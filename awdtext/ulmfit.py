@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified', 'ULMFiTData', 'split_data', 'choose_size',
-           'other_way', 'recipe_card', 'ulmfit']
+           'other_way', 'tfidf_classifier', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import csv, hashlib, math, shutil
+import csv, hashlib, math, re, shutil
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -461,6 +461,24 @@ def _leaks(job):
                       'that are trained on: the figures may be too good.')
     return found
 
+# %% ../nbs/57_ulmfit.ipynb #a1c07f24
+def _label_block(data, y_block):
+    "The kind of label, with the categories of both parts: one of several labels may be in the validation part alone."
+    block,labels = as_label_block(y_block), [*data.train.labels, *data.valid.labels]
+    return LabelBlock(block.make_labeler(block.names(labels, range(len(labels))), None), block.encoded)
+
+
+def _targets(block, docs): return block.labeler(block.names(docs.labels, range(len(docs.labels))))
+
+
+def _weights(data, y_block, class_weights):
+    "The weight of each category, by its name. Raises, before an hour is spent, if they cannot be."
+    if class_weights is None: return None
+    block = _label_block(data, y_block)
+    how = loss_settings(block.labeler, _targets(block, data.train), class_weights)
+    (weights,) = (w for w in how.values() if torch.is_tensor(w))
+    return dict(zip(map(label_text, block.labeler.categories), weights.tolist()))
+
 # %% ../nbs/57_ulmfit.ipynb #5c23688c
 def _classifier_learner(job, way, train, bs):
     "The untrained classifier on a trained encoder."
@@ -476,21 +494,6 @@ def _classifier_learner(job, way, train, bs):
     return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
                                    class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
                                    precision=job.how['precision'])
-
-
-def _label_block(data, y_block):
-    "The kind of label, with the categories of both parts: one of several labels may be in the validation part alone."
-    block,labels = as_label_block(y_block), [*data.train.labels, *data.valid.labels]
-    return LabelBlock(block.make_labeler(block.names(labels, range(len(labels))), None), block.encoded)
-
-
-def _weights(data, y_block, class_weights):
-    "The weight of each category, by its name. Raises, before an hour is spent, if they cannot be."
-    if class_weights is None: return None
-    block = _label_block(data, y_block)
-    targets = block.labeler(block.names(data.train.labels, range(len(data.train.labels))))
-    (weights,) = (w for w in loss_settings(block.labeler, targets, class_weights).values() if torch.is_tensor(w))
-    return dict(zip(map(label_text, block.labeler.categories), weights.tolist()))
 
 
 def _classifier(job, way):
@@ -565,12 +568,46 @@ def _keep_pseudo_labels(found, n, file):
     return {'n': len(found.texts), 'of': n, 'least_margin': min(found.margins), 'numbers': found.idxs,
             'categories': found.categories}
 
+# %% ../nbs/57_ulmfit.ipynb #a1c07f22
+_a_word = r'[\u3040-\u30ff\u3400-\u9fff]|\b\w\w+\b'
+
+
+def tfidf_classifier(
+    texts:Sequence[str],           # Documents
+    labels:Sequence,               # One each
+    max_features:int|None=200_000, # Words and pairs at most, the most frequent ones; None: all
+):                                 # A pipeline of scikit-learn
+    "Logistic regression on TF-IDF of words and pairs of words."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    tfidf = TfidfVectorizer(token_pattern=_a_word, ngram_range=(1, 2), sublinear_tf=True, max_features=max_features)
+    return make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000)).fit(texts, labels)
+
+
+def _tfidf(data, y_block):
+    "Its figures on the validation part; None without scikit-learn, nothing where there is nothing to compare."
+    block = _label_block(data, y_block)
+    train,valid = (_targets(block, docs) for docs in (data.train, data.valid))
+    has_words = any(re.search(_a_word, text) for text in data.train.texts)
+    if not (isinstance(block.labeler, Categorize) and has_words and len(train.unique()) > 1): return {}
+    try: peer = tfidf_classifier(data.train.texts, train.tolist())
+    except ImportError: return {'tfidf': None}
+    return {'tfidf': {'accuracy': float(peer.score(data.valid.texts, valid.tolist()))}}
+
+
+def _tfidf_row(content):
+    figures = content['figures']['tfidf']
+    return ('TF-IDF, for comparison', f"validation {_said(figures, content['settings']['n_validation'])} (logistic "
+            "regression on words and pairs of words)" if figures else
+            "not known: it needs scikit-learn (pip install 'awdtext[sklearn]')")
+
 # %% ../nbs/57_ulmfit.ipynb #3059a1fd
-def _figures(learn, data):
+def _figures(learn, job):
     "Figures of all that is returned; test documents are read here, and nowhere else."
     found = {'validation': learn.validate_figures(), 'memory': peak_memory(torch.device('cpu'))}
-    if data.test: found['test'] = learn.validate_figures(learn.dls.test_dl(*data.test))
-    return {'figures': found}
+    if job.data.test: found['test'] = learn.validate_figures(learn.dls.test_dl(*job.data.test))
+    return {'figures': {**found, **_tfidf(job.data, job.how['y_block'])}}
 
 
 def _said(figures, n):
@@ -595,6 +632,7 @@ def recipe_card(
     rows += [(name, _said(content['figures'][name], how['n_' + name])
               + (' (the mean of both directions)' if len(how['ways']) > 1 else ''))
              for name in ('validation', 'test') if name in content['figures']]
+    if 'tfidf' in content['figures']: rows += [_tfidf_row(content)]
     peak,versions = content['figures']['memory'], content['versions']
     rows += [('time', f"{_time(sum(content['seconds'].values()))} in all"),
              ('memory', f'{peak / 1e9:.1f} GB at most, of the process that ended the run' if peak else 'not known'),
@@ -750,7 +788,7 @@ def _carry_out(job):
     _say_plan(job)
     learners = [_one_way(job, way).to_fp32() for way in job.ways]               # as whoever loads it will have it
     learn = learners[0] if len(learners) == 1 else Ensemble(learners)
-    job.stage('figures', partial(_figures, learn, job.data))
+    job.stage('figures', partial(_figures, learn, job))
     card = recipe_card(job.run.content)
     learn.card = str(card)
     learn.export('classifier')

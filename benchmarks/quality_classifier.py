@@ -45,6 +45,7 @@ from awdtext.pseudo_labels import pseudo_label
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
 from awdtext.training.checkpoint import read_bundle
+from awdtext.ulmfit import tfidf_classifier
 
 results_file = Path(__file__).parent / 'results' / 'quality_classifier.jsonl'
 seed = 42  # of everything that is not a draw
@@ -148,24 +149,16 @@ def labelled(data, draw, n_labels, n_held_out):
     return df[n_held_out:].sample(n_labels, random_state=draw), df[:n_held_out]
 
 
-def tfidf_classifier(train):
-    "The peer."
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    return make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000)).fit(plain(train['text']), train['label'])
-
-
+def peer_of(train): return tfidf_classifier(plain(train['text']), train['label'], max_features=None)
 def plain(texts): return [text.replace('<br />', ' ') for text in texts]
 
 
-def tfidf_accuracy(train, valid): return float(tfidf_classifier(train).score(plain(valid['text']), valid['label']))
+def tfidf_accuracy(train, valid): return float(peer_of(train).score(plain(valid['text']), valid['label']))
 
 
 def tfidf_labels(train, pool, n):
     "What the peer is most certain of, as `pseudo_label` chooses it."
-    peer = tfidf_classifier(train)
+    peer = peer_of(train)
     probs,labeler = torch.tensor(peer.predict_proba(plain(pool))), Categorize(peer.classes_)
     part = SimpleNamespace(targets=labeler(train['label'].tolist()))
     dls = SimpleNamespace(labeler=labeler, train=part, test_dl=list)

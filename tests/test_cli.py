@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from awdtext import demo
+from awdtext import demo, text_learner, tune, ulmfit
 from awdtext.cli import COMMANDS, main
 from awdtext.core import seed_all
 from awdtext.data import tokenizer
@@ -27,6 +27,7 @@ from awdtext.ensemble import LMEnsemble
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import LMLearner, language_model_learner, load_learner, text_classifier_learner
 from awdtext.training.checkpoint import read_bundle
+from awdtext.training.learner import Learner
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
 animals,places = 'cat dog cow hen owl fox'.split(),'mat log hill roof wall sea'.split()
@@ -97,6 +98,13 @@ def test_help_shows_every_option(name, shell):
         assert re.search(rf'^ +{shown}\b.* \S', out, re.M), arg
         if parameter.default in (inspect.Parameter.empty, None, ''): continue
         assert f'(default: {parameter.default})' in ' '.join(out.split()), arg
+
+
+@pytest.mark.parametrize('name', ['train-lm', 'tune', 'train-classifier', 'ulmfit'])
+def test_help_names_the_presets(name, shell):
+    options = ' '.join(shell(name, '--help')[1].partition('options:')[2].split())
+    (line,) = re.findall(r'--config\b.*?(?=--\w)', options)
+    assert all(re.search(rf'\b{preset}\b', line) for preset in presets), line
 
 
 def test_help_in_general(shell):
@@ -526,6 +534,16 @@ def test_generated_texts_are_those_of_the_library(made, shell):
     assert len(shown(*search, '--n-texts', 9).splitlines()) == 4
 
 
+def test_texts_of_generate_grow_sixty_four_at_a_time(made, shell, monkeypatch):
+    "At a temperature of 0.8, if none is given; each with the seed that it has alone."
+    asked = []
+    def generate(learn, prompts, n_words, **how): return asked.append((len(prompts), n_words, how)) or []
+    monkeypatch.setattr(LMLearner, 'generate', generate)
+    shell('generate', made / 'lm/language_model', '--n-texts', 130, '--seed', 3)
+    usual = dict(no_unk=True, repetition_penalty=1., stop=[], temperature=.8, top_k=None, top_p=None, min_p=None)
+    assert asked == [(n, 50, usual | {'seed': seed}) for n, seed in ((64, 3), (64, 67), (2, 131))]
+
+
 def test_words_are_shown_as_they_come(made, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(LMLearner, 'stream', lambda learn, *args, **how: (seen.append(capsys.readouterr().out) or piece
@@ -592,11 +610,22 @@ def test_ulmfit_on_characters_in_both_directions(tmp_path, shell):
     refused(shell('generate', model), 'is a classifier; generate needs a language model')
 
 
-def test_several_language_models_score_and_do_not_write(made, tmp_path, shell):
+def test_several_language_models_score_and_write(made, tmp_path, shell):
     learn = load_learner(made / 'lm/language_model')
     both = LMEnsemble([learn, learn]).export(tmp_path / 'both')
     assert shell('evaluate', both, made / 'text.txt')[1].startswith(f'perplexity {learn_score(learn):.2f}, ')
-    for name in ('generate', 'predict'): refused(shell(name, both), f'score texts and write none: {name} needs one')
+    for argv in (['generate', '--n-texts', 2, '--n-words', 6, '--seed', 3], ['predict', 'red paint']):
+        says = [shell(argv[0], model, *argv[1:]) for model in (made / 'lm/language_model', both)]
+        assert says[0] == says[1] and says[0][0] == 0, "the mean of the same is the same"
+
+
+def test_models_of_two_directions_do_not_write(made, tmp_path, shell):
+    learn = load_learner(made / 'lm/language_model')
+    other = load_learner(made / 'lm/language_model')
+    other.dls.backwards = True
+    both = LMEnsemble([learn, other]).export(tmp_path / 'both')
+    for name, text in (('generate', '--prompt=red'), ('predict', 'red')):
+        refused(shell(name, both, text), 'a forward and a backward model cannot write together')
 
 
 def learn_score(learn): return LMEnsemble([learn, learn]).evaluate(texts).perplexity
@@ -930,3 +959,108 @@ def test_what_whole_epochs_have_learned_is_left_when_the_loss_is_no_number_any_m
     learn = SimpleNamespace(record=[{}] * n_done, fit_one_cycle=fails)
     with pytest.raises(FloatingPointError, match='became nan'): cli._fit(learn, 'classifier', 3, 1.)
     assert left == ['classifier'] * bool(n_done)
+
+
+# Every option reaches the library
+
+class Reached(Exception): pass
+
+
+def spy(patch, owner, name, call_through=False):
+    "What the function is given from now on, by the names of its arguments; then the command ends, or goes on."
+    usual,seen = getattr(owner, name), []
+    def act(*args, **how):
+        seen.append(inspect.signature(usual).bind(*args, **how).arguments)
+        if not call_through: raise Reached
+        return usual(*args, **how)
+    patch.setattr(owner, name, act)
+    return seen
+
+
+def test_options_of_ulmfit_reach_it(tmp_path, shell, monkeypatch):
+    rows = pd.DataFrame({'body': texts, 'tag': [f'{label};all' for label in labels]})
+    write(tmp_path, a=rows, b=rows[:5], c=['one line', ' ', 'another'])
+    seen = spy(monkeypatch, ulmfit, 'ulmfit')
+    argv = ['ulmfit', '--labelled', tmp_path / 'a.csv', '--texts', tmp_path / 'c.txt', '--test', tmp_path / 'b.csv',
+            '--out', tmp_path / 'out', '--direction', 'backward', '--minutes', 7, '--config', 'laptop',
+            '--lm-epochs', 4, '--valid-pct', .3, '--text-col', 'body', '--label-col', 'tag', '--label-delim', ';',
+            '--class-weights', 'pet=1,wild=2,all=3', '--pseudo-labels', 5, '--tokens', 'chars', '--seed', 6]
+    assert 'Reached' in shell(*argv)[2]
+    (how,) = seen
+    for name, expected in (('labelled', rows), ('test', rows[:5])):
+        assert how.pop(name).to_dict('list') == expected.to_dict('list')
+    assert how.pop('tok_tfm').unit == 'characters'
+    assert how == dict(
+        texts=['one line', 'another'], out=tmp_path / 'out', text_col=['body'], label_col='tag', label_delim=';',
+        backwards=True, minutes=7., config='laptop', lm_epochs=4, valid_pct=.3, pseudo_labels=5, seed=6,
+        class_weights={'pet': 1., 'wild': 2., 'all': 3.})
+    options = inspect.signature(COMMANDS['ulmfit']).parameters
+    assert {f"--{name.replace('_', '-')}" for name in options} - {'--lang'} <= set(argv)    # of words, not characters
+
+
+def test_defaults_of_ulmfit_are_the_librarys(tmp_path, shell, monkeypatch):
+    write(tmp_path, a=frame)
+    usual = inspect.signature(ulmfit.ulmfit).parameters
+    seen = spy(monkeypatch, ulmfit, 'ulmfit')
+    shell('ulmfit', '--labelled', tmp_path / 'a.csv')
+    for name in set(seen[0]) - {'texts', 'labelled', 'out', 'tok_tfm', 'text_col'}:
+        assert seen[0][name] == usual[name].default, name
+
+
+def test_options_of_train_classifier_reach_it(tmp_path, made, shell, monkeypatch):
+    rows = pd.DataFrame({'body': texts, 'tag': [f'{label};all' for label in labels]})
+    write(tmp_path, a=rows)
+    data = spy(monkeypatch, TextDataLoaders, 'from_csv', call_through=True)
+    seen = spy(monkeypatch, text_learner, 'text_classifier_learner')
+    common = ['--data', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--bs', 6, '--drop-mult', .3, '--valid-pct', .25,
+              '--text-col', 'body', '--label-col', 'tag', '--label-delim', ';', '--seed', 6,
+              '--class-weights', 'pet=1,wild=2,all=3']
+    shell('train-classifier', *common, '--config', 'laptop', '--tokens', 'chars')
+    how = data[0]
+    assert (how['csv_fname'], how['text_col'], how['label_col'], how['label_delim'], how['valid_pct'], how['seed'],
+            how['bs'], how['tok_tfm'].unit) == ('a.csv', ['body'], 'tag', ';', .25, 6, 6, 'characters')
+    weights,sizes = {'pet': 1., 'wild': 2., 'all': 3.}, presets['laptop'].sizes()
+    assert {name: seen[0][name] for name in seen[0] if name != 'dls'} == dict(
+        pretrained=False, drop_mult=.3, class_weights=weights, config=sizes, path=tmp_path / 'out', model_dir='.')
+    shell('train-classifier', *common, '--encoder', made / 'lm/encoder')
+    assert (seen[1]['pretrained'], seen[1]['config'], seen[1]['drop_mult']) == (made / 'lm/encoder', None, .3)
+    assert seen[1]['dls'].vocab.itos == load_learner(made / 'lm/language_model').dls.vocab.itos
+
+
+@pytest.mark.parametrize('with_encoder', [False, True])
+def test_rates_of_train_classifier(with_encoder, tmp_path, made, shell, monkeypatch):
+    "On an encoder the head begins alone, at twice the rate; then each group has its own, up to tenfold lower."
+    seen = spy(monkeypatch, Learner, 'fit_one_cycle', call_through=True)
+    argv = ['train-classifier', '--data', made / 'labelled.csv', '--out', tmp_path, '--epochs', 2, '--lr', .02]
+    assert shell(*argv, *(['--encoder', made / 'lm/encoder'] if with_encoder else []))[0] == 0
+    fits = [(how['n_epoch'], how['lr_max']) for how in seen]
+    assert fits == ([(1, .04), (2, slice(.002, .02))] if with_encoder else [(2, .02)])
+
+
+def test_what_is_given_wins_over_the_file_of_settings(tmp_path, shell, monkeypatch):
+    write(tmp_path, a=texts)
+    (tmp_path / 's.json').write_text(json.dumps({'config': 'base', 'drop_mult': .7, 'lr': 1e-3, 'alpha': 1., 'wd': .2}))
+    seen = spy(monkeypatch, text_learner, 'language_model_learner')
+    common = ['train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'out', *few]
+    for argv in (['--settings', tmp_path / 's.json'], ['--config', 'laptop', '--lr', .3, '--drop-mult', .2], []):
+        shell(*common, *argv)
+    shell(*common, '--settings', tmp_path / 's.json', '--config', 'laptop', '--lr', .3, '--drop-mult', .2,
+          '--precision', 'bf16', '--decoder', 'adaptive')
+    shell(*common, '--schedule', 'ntasgd')
+    shell(*common, '--schedule', 'ntasgd', '--lr', 9)
+    numbers = [(how['config'].emb_sz, how['lr'], how['drop_mult'], how.get('alpha'), how.get('wd')) for how in seen]
+    laptop,small = presets['laptop'].emb_sz, presets['small'].emb_sz
+    assert numbers == [(400, 1e-3, .7, 1., .2), (laptop, .3, .2, None, None), (small, 5e-3, 1., None, None),
+                       (laptop, .3, .2, 1., .2), (small, 30., 1., None, None), (small, 9., 1., None, None)]
+    assert [how['precision'] for how in seen] == ['fp32'] * 3 + ['bf16'] + ['fp32'] * 2
+    assert [how['config'].tie_weights for how in seen] == [True] * 3 + [False] + [True] * 2
+    assert ['opt_func' in how for how in seen] == [False] * 4 + [True] * 2
+
+
+def test_options_of_tune_reach_it(tmp_path, shell, monkeypatch):
+    seen = spy(monkeypatch, tune, 'tune')
+    shell('tune', '--out', tmp_path / 'out', '--n-trials', 3, '--epochs', 2, '--space', 'dropouts',
+          '--config', 'laptop', '--seed', 6)
+    (how,) = seen
+    assert callable(how.pop('dls')) and how == dict(n_trials=3, n_epoch=2, space='dropouts', out=tmp_path / 'out',
+                                                    config='laptop', seed=6)

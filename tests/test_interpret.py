@@ -202,6 +202,9 @@ def test_neighbours_are_the_nearest():
     found = embedding_neighbours(learn, 'good', 4)
     assert [row['word'] for row in found] == nearest
     assert len(embedding_neighbours(learn, 'good', 1000)) == len(vocab) - 1
+    for none in (None, 3, b'good', ['good']):
+        with pytest.raises(TypeError, match=r'word=.* is no token: give a string, one of the \d+ in learn.dls.vocab'):
+            embedding_neighbours(learn, none)
     with pytest.raises(ValueError, match="'Good' is not in the vocabulary of .* try 'good'"):
         embedding_neighbours(learn, 'Good')
 

@@ -132,7 +132,8 @@ def test_extreme_scores_stay_numbers():
 
 
 @pytest.mark.parametrize('kwargs', [
-    dict(temperature=-.1), dict(top_k=0), dict(top_k=-1), dict(min_p=1.1), dict(min_p=-.1)], ids=str)
+    dict(temperature=-.1), dict(temperature=True), dict(top_k=0), dict(top_k=-1), dict(top_k=True), dict(min_p=1.1),
+    dict(min_p=-.1)], ids=str)
 def test_wrong_settings(kwargs):
     with pytest.raises(ValueError, match=f"{list(kwargs)[0]}="): word_probs(torch.zeros(1, 3), **kwargs)
 

@@ -7,11 +7,14 @@ import torch
 from training_helpers import lm_learner, tiny_size
 
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer)
+from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer,
+    decode_spec_tokens)
 from awdtext.data.vocab import Vocab
-from awdtext.lm.write import text_law, write, write_stream
+from awdtext.ensemble import LMEnsemble
+from awdtext.lm.write import prompt_tokens, text_law, write, write_stream
 from awdtext.models.language_model import get_language_model
 from awdtext.text_learner import language_model_learner
+from awdtext.training.optim import WeightAverage
 
 marks = [UNK, PAD, BOS, EOS, FLD, TK_REP, TK_WREP, TK_UP, TK_MAJ]
 said = '. , " ( ) the cat sat 3 4 ! n\'t do \n can i \'s it - a'.split(' ')
@@ -153,3 +156,85 @@ def test_what_is_no_prompt(prompt):
     with pytest.raises(TypeError, match='give a list of texts, not'): learn.score(prompt)
     with pytest.raises(TypeError, match="one column of the frame, such as df"):
         learn.generate(pd.DataFrame({'text': ['w1']}))
+
+
+# As fastai's scripts call it
+
+def test_predict_takes_what_fastais_does():
+    dls = TextDataLoaders.from_texts(['The cat sat on the ROOF !!!! And slept .'] * 4, is_lm=True, bs=2, min_freq=1)
+    learn = language_model_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=1))
+    how = dict(n_words=6, no_unk=True, temperature=.5, min_p=.001, seed=1)
+    usual = learn.predict('The cat', **how)
+    assert learn.predict('The cat', **how, no_bar=True, only_last_word=True) == usual
+    seen = []
+    def look(tokens):
+        seen.extend(tokens)
+        return [token.upper() for token in tokens]
+    said = learn.predict('The cat', **how, no_bar=False, only_last_word=False, decoder=look)
+    assert said == ' '.join(seen).upper() and seen[:3] == ['xxmaj', 'the', 'cat'] and 'xxbos' not in seen
+    assert learn.predict('The cat', **how, decoder=decode_spec_tokens).replace(' ', '') == usual.replace(' ', '')
+    with pytest.raises(TypeError, match="decoder='upper' is no function"): learn.predict('The', 2, decoder='upper')
+
+
+def test_fastais_order_of_arguments_is_not_taken_for_ours():
+    "There `no_unk` comes third, and True would be a temperature of 1."
+    dls = TextDataLoaders.from_texts(['The cat sat on the roof .'] * 4, is_lm=True, bs=2, min_freq=1)
+    learn = language_model_learner(dls, config=dict(emb_sz=8, n_hid=12, n_layers=1))
+    with pytest.raises(ValueError, match='temperature=True must be a number'): learn.predict('The cat', 4, True, .75)
+
+
+def test_special_tokens_are_done_to_their_words():
+    tokens = 'xxmaj oh xxrep 4 ! xxwrep 3 so xxup good , xxmaj éric'.split()
+    assert decode_spec_tokens(tokens) == ['Oh', '!!!!', 'so so so', 'GOOD', ',', 'Éric']
+
+
+# Several as one
+
+def ensemble(backwards=False, sizes=((8, 12, 1), (6, 10, 2))):
+    dls = TextDataLoaders.from_texts(['The cat sat on the roof . And slept .'] * 4, is_lm=True, bs=2, min_freq=1,
+                                     backwards=backwards)
+    torch.manual_seed(0)
+    return LMEnsemble([language_model_learner(dls, config=dict(zip(('emb_sz', 'n_hid', 'n_layers'), size)))
+                       for size in sizes])
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_an_ensemble_writes_by_the_mean_of_the_probabilities(backwards):
+    "By a slow loop, which reads all from the beginning for each word."
+    both,n = ensemble(backwards), 6
+    vocab = both.dls.vocab
+    (text,) = both.generate(['the cat'], n, temperature=0)
+    tokens = prompt_tokens('the cat', both.dls)
+    ids = vocab.encode(tokens).tolist()[::-1 if backwards else 1]
+    for token, logp in zip(text.tokens, text.logps):
+        probs = [part.model.eval().logits(part.model(torch.tensor([ids])).dropped[:, -1]).softmax(-1)[0]
+                 for part in both.parts]
+        mean = torch.stack(probs).mean(0).detach()
+        forbidden = [vocab.stoi[t] for t in (UNK, PAD, BOS, FLD, 'xxfake') if t in vocab]
+        assert vocab.stoi[token] == mean.index_fill(0, torch.tensor(forbidden), 0.).argmax()
+        assert logp == pytest.approx(mean[vocab.stoi[token]].log().item(), abs=1e-4)
+        ids.append(vocab.stoi[token])
+    several = both.generate(['the cat', 'on', 'the cat sat'], n, seed=3, stop='.')
+    assert several[1] == both.generate(['on'], n, seed=4, stop='.')[0]
+    assert both.predict('on', n, seed=4, stop='.') == several[1].text
+    assert both.beam_search('on', 3)[0].logp >= both.beam_search('on', 3)[1].logp
+    if not backwards: assert ''.join(both.stream('on', n, seed=4, stop='.')) == several[1].text
+
+
+def test_an_ensemble_writes_with_the_averaged_weights():
+    both = ensemble()
+    usual = both.predict('the', 9, seed=0)
+    for part in both.parts:
+        part.average = WeightAverage(part.model)
+        with torch.no_grad(): part.model.decoder.bias += torch.linspace(0, 9, len(both.dls.vocab))
+        part.average.swapped = False
+    assert both.predict('the', 9, seed=0) == usual
+
+
+def test_two_directions_do_not_write_together():
+    forward,backward = ensemble().parts[0], ensemble(True).parts[0]
+    both = LMEnsemble([forward, backward])
+    for how in (both.predict, both.beam_search, both.stream):
+        with pytest.raises(ValueError, match='cannot write together.*parts'): how('the', 3)
+    with pytest.raises(ValueError, match='cannot write together'): both.generate(['the'], 3)
+    assert both.score(['the cat sat']) and both.parts[0].predict('the', 2, seed=0)

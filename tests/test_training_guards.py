@@ -9,9 +9,10 @@ from training_helpers import Do, assert_same, lm_data, lm_learner, plain_learner
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.guards import LossGuard, LossTrend, read_again
+from awdtext.training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from awdtext.training.precision import MixedPrecision
 from awdtext.training.progress import ProgressCallback
-from awdtext.training.rnn import ASGD
+from awdtext.training.rnn import ASGD, GradientClip
 
 
 def guarded(learn, **how):
@@ -187,3 +188,65 @@ def test_an_explosion_is_seen_from_the_first_batches_on(start):
 @pytest.mark.parametrize('how', [dict(every=0), dict(every=-1), dict(keep=0), dict(keep=2.5), dict(factor=1.)], ids=str)
 def test_guards_that_cannot_be(how):
     with pytest.raises(ValueError, match=f'{list(how)[0]}='): LossGuard(**how)
+
+
+# The first batches
+
+@pytest.mark.parametrize('lr', [1e3, 1e5])
+def test_an_explosion_of_the_first_steps_is_ended_and_undone(lr):
+    "Nothing was low before it, so it is the first batch's loss that it is compared with."
+    learn,seen = guarded(plain_learner(two_classes(200)), keep=5),Seen()
+    with pytest.raises(FloatingPointError, match=r'exploded: it was 0\.\d+ in the first batch and now is') as e:
+        learn.fit(1, lr, cbs=seen)
+    assert 5 <= learn.iter < 20 and 'last good ones again' in str(e.value)
+    assert_same(snapshot(learn.model), seen.weights[0])
+
+
+def test_a_language_model_whose_first_steps_explode():
+    learn = lm_learner().remove_cb(GradientClip)
+    with pytest.raises(FloatingPointError, match=r'exploded: it was \d\.\d+ in the first batch'): learn.fit(9, 1e4)
+    assert learn.validate()[0] < 4, "of 20 words"
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_healthy_first_steps_are_no_explosion(seed):
+    "Rates too high to learn well, but for which the losses come back, and the usual ones."
+    for lr in (.1, 1., 30.):
+        learn = lm_learner(lr=lr)
+        torch.manual_seed(seed)
+        for p in learn.model.parameters(): p.data += .1 * torch.randn_like(p)
+        learn.fit(2)
+        torch.manual_seed(seed)
+        plain_learner(two_classes(200), lr=lr).fit(1)
+
+
+def test_squared_errors_have_no_scale_that_their_first_batch_could_tell():
+    g = torch.Generator().manual_seed(0)
+    dls = two_classes(160)
+    dls.train = [(x, (9. if i else .1) * torch.randn(len(x), 1, generator=g)) for i, (x, _) in enumerate(dls.train)]
+    dls.valid = [(x, y[:, None].float()) for x, y in dls.valid]
+    learn = plain_learner(dls, model=torch.nn.Linear(3, 1), loss_func=mse_loss(), lr=1e-3)
+    learn.fit(1)
+    assert len(learn.record) == 1
+
+
+def test_a_run_killed_while_its_first_losses_explode_goes_on_counting(tmp_path):
+    def run(kill=None):
+        learn = plain_learner(two_classes(200))
+        try: learn.fit(1, 1e4, cbs=kill, checkpoint=tmp_path, every='1steps')
+        except RuntimeError: return None
+        except FloatingPointError: return learn.iter
+    def at_four(learn):
+        if learn.iter == 4: raise RuntimeError('killed')
+    whole = guarded(plain_learner(two_classes(200)))
+    with pytest.raises(FloatingPointError): whole.fit(1, 1e4)
+    assert run(Do('after_loss', at_four, order=-10**3)) is None and run() == whole.iter
+
+
+def test_only_losses_in_nats_are_judged_by_their_first():
+    kinds = [(cross_entropy_loss(), True), (binary_cross_entropy_loss(), True), (mse_loss(), False)]
+    assert [loss.in_nats for loss, _ in kinds] == [judged for _, judged in kinds]
+    for high, n, exploded in ((13., 5, False), (15., 4, False), (15., 5, True)):
+        trend = LossTrend(in_nats=True)
+        for loss in [4., *[high] * n]: trend.add(loss)
+        assert trend.exploded == exploded

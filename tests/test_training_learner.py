@@ -326,6 +326,12 @@ def test_freeze_to_a_group_that_is_not_there(n):
         plain_learner(two_classes(), model=layers(), splitter=by_layer).freeze_to(n)
 
 
+@pytest.mark.parametrize('n', ['head', None, 1., True, [0]], ids=str)
+def test_freeze_to_what_is_no_number_of_a_group(n):
+    with pytest.raises(ValueError, match=r"freeze_to\(.*\): this model has 2 groups, .* the number of the first"):
+        plain_learner(two_classes(), model=layers(), splitter=by_layer).freeze_to(n)
+
+
 def test_freezing_keeps_the_optimisers_state_and_old_gradients_move_nothing():
     learn = plain_learner(two_classes(), opt_func=Adam, model=layers(), splitter=by_layer)
     learn.fit(1, .1)

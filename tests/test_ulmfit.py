@@ -1,16 +1,20 @@
 "ulmfit: every stage on tiny texts, stopped everywhere; ensembles are the mean of their parts."
 import json
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
 
 from awdtext import ulmfit as module
 from awdtext.data.batches import RegressionSetup
+from awdtext.data.data_block import RegressionBlock
 from awdtext.data.tokenizer import BaseTokenizer, CharTokenizer, SubwordTokenizer
 from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.recipes import Results
@@ -378,6 +382,42 @@ def test_card_tells_everything(both):
         assert text in learn.card, text
     assert f"accuracy {content['figures']['validation']['accuracy']:.4f}" in learn.card
     assert content['figures']['validation']['valid_loss'] == pytest.approx(learn.validate()[0])
+
+
+def test_card_has_tfidf_for_comparison(both):
+    "On these reviews the words say it all, and a look at the sums is not needed."
+    learn,out = both
+    found = json.loads((out / 'results.json').read_text())['figures']['tfidf']
+    assert found == {'accuracy': 1.} and 'TF-IDF, for comparison  validation accuracy 1.0000 ± 0.0000' in learn.card
+
+
+def test_comparison_is_an_ordinary_logistic_regression_on_words_and_pairs(tmp_path):
+    "Labels of half of the reviews are wrong, so that something is left to get wrong."
+    noisy = [('neg', 'pos')[i % 3 == 0] if i % 2 else label for i, label in enumerate(labels)]
+    out = tmp_path / 'run'
+    ulmfit(more, (reviews, noisy), out, **quick)
+    data = split_data(more, Docs(reviews, noisy), settings=small)
+    tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    x,unseen = tfidf.fit_transform(data.train.texts), tfidf.transform(data.valid.texts)
+    right = LogisticRegression(C=10).fit(x, data.train.labels).predict(unseen) == np.array(data.valid.labels)
+    found = json.loads((out / 'results.json').read_text())['figures']['tfidf']
+    assert found == {'accuracy': right.mean()} and 0 < right.mean() < 1
+
+
+def test_comparison_is_computed_once(both, monkeypatch):
+    monkeypatch.setattr(module, 'tfidf_classifier', None)
+    assert ulmfit(more, (reviews, labels), both[1], backwards='both', **quick).card == both[0].card
+
+
+def test_card_without_scikit_learn_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.feature_extraction.text', None)
+    learn = ulmfit(more, (reviews, labels), tmp_path, **quick)
+    assert "TF-IDF, for comparison  not known: it needs scikit-learn (pip install 'awdtext[sklearn]')" in learn.card
+
+
+def test_no_comparison_where_there_is_no_single_label(tmp_path):
+    numbers = [i % 3 / 2 for i in range(len(reviews))]
+    assert 'TF-IDF' not in ulmfit(more, (reviews, numbers), tmp_path, y_block=RegressionBlock(), **quick).card
 
 
 def test_plan_is_measured_once_and_kept(tmp_path, capsys):

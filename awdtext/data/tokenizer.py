@@ -6,8 +6,8 @@
 __all__ = ['UNK', 'PAD', 'BOS', 'EOS', 'FLD', 'TK_REP', 'TK_WREP', 'TK_UP', 'TK_MAJ', 'special_tokens', 'default_rules',
            'default_post_rules', 'WordTokenizer', 'fix_html', 'replace_rep', 'replace_wrep', 'spec_add_spaces',
            'rm_useless_spaces', 'replace_all_caps', 'replace_maj', 'lowercase', 'replace_space', 'BaseTokenizer',
-           'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Subwords', 'Tokenizer', 'detokenize',
-           'CharTokenizer', 'SubwordTokenizer', 'token_unit']
+           'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Subwords', 'Tokenizer',
+           'decode_spec_tokens', 'detokenize', 'CharTokenizer', 'SubwordTokenizer', 'token_unit']
 
 # %% ../../nbs/data/02_tokenizer.ipynb #21b0c865
 import base64, html, io, marshal, os, random, re, signal, sys, warnings
@@ -685,6 +685,13 @@ def _without_marks(tokens):
             marks = []
             if word: yield word
         counted = token if token in _counted else None
+
+
+def decode_spec_tokens(
+    tokens:Iterable[str], # As a `Tokenizer` gave them, or a language model
+)->list[str]:             # Fewer: the special tokens are gone
+    "The words, with what the special tokens say about them done to them; their spaces are not looked at."
+    return list(_without_marks(tokens))
 
 # %% ../../nbs/data/02_tokenizer.ipynb #7512899f
 _no_space_before = set('.,;:!?%)]}…’”') | set("n't n’t 's ’s 're ’re 've ’ve 'll ’ll 'd ’d 'm ’m ''".split())

@@ -31,7 +31,7 @@ def check_law(
     _check_numbers(temperature=temperature, repetition_penalty=repetition_penalty,
                    **{name: p for name, p in (('min_p', min_p), ('top_p', top_p)) if p is not None})
     if not 0 <= temperature < math.inf: raise ValueError(f"temperature={temperature} must be 0 or more, and finite.")
-    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+    if top_k is not None and (isinstance(top_k, bool) or not (isinstance(top_k, Integral) and top_k >= 1)):
         raise ValueError(f"top_k={top_k!r} must be a whole number, at least 1, or None for all words.")
     if min_p is not None and not 0 <= min_p <= 1: raise ValueError(f"min_p={min_p} must lie between 0 and 1.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -42,7 +42,8 @@ def check_law(
 
 def _check_numbers(**values):
     for name, value in values.items():
-        if not hasattr(value, '__float__'): raise ValueError(f"{name}={value!r} must be a number.")
+        if isinstance(value, bool) or not hasattr(value, '__float__'):
+            raise ValueError(f"{name}={value!r} must be a number.")
 
 # %% ../../nbs/lm/41_generate.ipynb #a7fe1b4c
 def word_probs(

@@ -18,13 +18,16 @@ from .tracking import TerminateOnNaN
 class LossTrend:
     "The mean of the latest losses, the lowest it has been, and what is far above that."
     beta,n_first = .98,20  # share of the past in each mean; losses that are too few to judge from
-    n_least = 5            # losses whose mean may be the lowest
+    n_least = 5            # losses whose mean may be the lowest; so many running that are far above the first
 
     def __init__(self,
         factor:float=3., # How many times its lowest value the mean may be
+        in_nats:bool=False, # Whether the very first loss says something of the next
     ):
         if not factor > 1: raise ValueError(f"factor={factor} must be more than 1: so many times may the loss rise.")
         self.factor,self.n,self.total,self.lowest = factor,0,0.,math.inf
+        self.first,self.n_far = math.inf,0             # the very first loss; how many running are far above it
+        self.in_nats = in_nats
 
     @property
     def mean(self)->float:
@@ -41,14 +44,22 @@ class LossTrend:
         loss:float, # Of the next batch, a finite number
     )->None:
         "Count one loss more."
+        if self.n == 0 and self.in_nats: self.first = loss
+        self.n_far = self.n_far + 1 if self.is_far(loss) else 0
         loss = min(loss, self.bound(2.))
         self.n,self.total = self.n + 1,self.beta * self.total + (1 - self.beta) * loss
         self.lowest = self.mean if self.n <= self.n_least else min(self.lowest, self.mean)
 
+    def is_far(self,
+        loss:float, # Of a batch
+    )->bool:
+        "Whether `loss`, one of the first, is far above the very first."
+        return self.n < self.n_first and loss > self.first + max((self.factor - 1) * self.first, 10.)
+
     @property
     def exploded(self)->bool:
-        "Whether the mean is too far above its lowest."
-        return self.n > self.n_first and self.mean > self.bound()
+        "Whether the mean is too far above its lowest, or the first losses above the very first."
+        return self.n_far >= self.n_least or (self.n > self.n_first and self.mean > self.bound())
 
 # %% ../../nbs/training/35_guards.ipynb #7aba84b9
 def copy_weights(
@@ -104,7 +115,7 @@ class LossGuard(TerminateOnNaN):
 
     def before_fit(self, learn):
         "Begin anew: other layers, data and rates have other losses."
-        self.trend,self.new = LossTrend(self.factor),[]
+        self.trend,self.new = LossTrend(self.factor, getattr(learn.loss_func, 'in_nats', False)),[]
         self.kept,self.batch,self.age = None,None,0
 
     def after_loss(self, learn):
@@ -117,7 +128,7 @@ class LossGuard(TerminateOnNaN):
         self.new = []
         for i, value in zip(numbers, torch.stack(losses).tolist()): self._look(learn, i, value)
         self.age += len(numbers)
-        if max(value, self.trend.mean) > self.trend.bound(.5): return
+        if max(value, self.trend.mean) > self.trend.bound(.5) or self.trend.is_far(value): return
         self.batch = learn.x,learn.y
         if self.kept is None or self.age >= self.keep: self.kept,self.age = copy_weights(learn),0
 
@@ -127,17 +138,17 @@ class LossGuard(TerminateOnNaN):
 
     def state_dict(self):
         "The trend of the losses. The weights are those of the checkpoint."
-        return {'n': self.trend.n, 'total': self.trend.total, 'lowest': self.trend.lowest}
+        return {name: getattr(self.trend, name) for name in ('n', 'total', 'lowest', 'first', 'n_far')}
 
     def load_state_dict(self, state):
         "Go on from there."
-        self.trend.n,self.trend.total,self.trend.lowest = state['n'],state['total'],state['lowest']
+        for name, value in state.items(): setattr(self.trend, name, value)
 
     def _look(self, learn, i, loss):
         if not math.isfinite(loss): self._end(learn, i, f"The {_culprit(learn, i)} became {loss}")
         self.trend.add(loss)
         if self.trend.exploded:
-            self._end(learn, i, f"The loss exploded: it was {self.trend.lowest:.3g} on average and now is {loss:.3g},")
+            self._end(learn, i, f"The loss exploded: it was {_before(self.trend)} and now is {loss:.3g},")
 
     def _end(self, learn, i, what):
         intact,at_hand = self._intact(learn), i == learn.iter
@@ -150,10 +161,17 @@ class LossGuard(TerminateOnNaN):
         raise FloatingPointError(f"{what} in {where}. The weights are {weights}. Use a lower rate{look}.")
 
     def _intact(self, learn):
-        if self.batch: return read_again(learn, self.batch) <= self.trend.bound(.5)
+        if self.batch:
+            loss = read_again(learn, self.batch)
+            return loss <= self.trend.bound(.5) and not self.trend.is_far(loss)
         return all(bool(p.isfinite().all()) for p in learn.model.parameters())      # no step was taken yet
 
 # %% ../../nbs/training/35_guards.ipynb #95ce8556
+def _before(trend):
+    first = trend.n_far >= trend.n_least
+    return f"{trend.first:.3g} in the first batch" if first else f"{trend.lowest:.3g} on average"
+
+
 def _culprit(learn, i):
     "The penalties, if the loss itself is a number."
     return 'penalties' if i == learn.iter and bool(learn.loss.isfinite()) else 'loss'

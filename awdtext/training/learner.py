@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
+from numbers import Integral
 from operator import index
 from pathlib import Path
 
@@ -483,8 +484,9 @@ class Learner(Loop):
     ):         # The learner
         "Let only the groups from `n` on learn."
         groups = self.splitter(self.model)
-        if not -len(groups) <= n < len(groups):
-            raise ValueError(f"freeze_to({n}): this model has {len(groups)} groups, numbered from 0 or back from -1.")
+        if not isinstance(n, Integral) or isinstance(n, bool) or not -len(groups) <= n < len(groups):
+            raise ValueError(f"freeze_to({n!r}): this model has {len(groups)} groups, numbered from 0 or back from -1, "
+                             "which is the last alone: give the number of the first that learns.")
         for i, group in enumerate(groups):
             for p in group: p.requires_grad_(i >= (n if n >= 0 else n + len(groups)))
         return self

@@ -72,8 +72,10 @@ class Loss:
         activation,  # Output -> probabilities or values
         weigh:Callable|None=None, # Targets -> what the mean divides by; None: their number
         settings:dict|None=None,  # What it was made with, as plain values
+        in_nats:bool=False,       # Whether it says how improbable the truth was, so that it has a scale
     ):
         self.func,self.activation,self.weigh,self.settings = func, activation, weigh, settings or {}
+        self.in_nats = in_nats
 
     def __call__(self,
         output:Tensor,          # Model's output, (bs, …)
@@ -93,7 +95,7 @@ def cross_entropy_loss(
     if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing}: use 0 or more, below 1.")
     weight = _numbers(weight)
     return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1),
-                partial(_sum_weights, weight), {'weight': _listed(weight), 'label_smoothing': label_smoothing})
+                partial(_sum_weights, weight), {'weight': _listed(weight), 'label_smoothing': label_smoothing}, True)
 
 
 def _numbers(weight): return None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
@@ -130,7 +132,7 @@ def binary_cross_entropy_loss(
     "Binary cross-entropy with a sigmoid for every class, for several labels per document."
     pos_weight = _numbers(pos_weight)
     return Loss(partial(_per_item, partial(_binary, pos_weight)), torch.sigmoid,
-                settings={'pos_weight': _listed(pos_weight)})
+                settings={'pos_weight': _listed(pos_weight)}, in_nats=True)
 
 
 def _binary(pos_weight, output, target, reduction):
