@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ptb_lstm', 'wt2_lstm', 'ptb_qrnn', 'wt2_qrnn', 'wt103_qrnn', 'enwik8_lstm', 'ptb_char_lstm', 'ptb_mos', 'wt2_mos',
-           'RECIPES', 'STAGES', 'PUBLISHED', 'PARTS', 'Recipe', 'older', 'find_recipe', 'recipe_data', 'step_decay',
-           'recipe_learner', 'Results', 'reproduce', 'format_results']
+           'wt2_one_cycle', 'RECIPES', 'STAGES', 'PUBLISHED', 'PARTS', 'Recipe', 'older', 'find_recipe', 'recipe_data',
+           'step_decay', 'recipe_learner', 'Results', 'reproduce', 'format_results']
 
 # %% ../nbs/53_recipes.ipynb #497c68f8
 import json, os, time
@@ -30,7 +30,7 @@ from .text_learner import LMLearner, language_model_learner
 from .training.callback import Callback
 from .training.metrics import BitsPerChar, Perplexity
 from .training.monitors import KeepBest
-from .training.optim import SGD
+from .training.optim import SGD, Adam
 from .training.precision import supported
 from .training.resume import differences
 from .training.rnn import NTASGD, GradientClip
@@ -63,7 +63,7 @@ class Recipe:
     n_experts:int = 0           # Softmaxes of the mixture; 0 for a single one
     n_hid_last:int|None = None  # Size of the last layer's output; `emb_sz` if None
     latent_p:float = 0.         # Dropout of what the mixture's softmaxes start from
-    optimizer:str = 'sgd'       # `'sgd'`, with NT-ASGD and fine-tuning, or `'adam'`
+    optimizer:str = 'sgd'       # `'sgd'`, with NT-ASGD and fine-tuning, `'adam'`, or `'one_cycle'`, by AdamW
     lr:float = 30.              # Learning rate
     when:tuple = ()             # Adam: epochs after which the rate falls to a tenth
     nonmono:int = 5             # NT-ASGD: latest epochs that the trigger leaves out
@@ -99,7 +99,7 @@ class Recipe:
         n = self.epochs if epochs is None else positive_int(epochs, 'epochs')
         fine = self.finetune_epochs if finetune_epochs is None else finetune_epochs
         if fine: positive_int(fine, 'finetune_epochs')
-        if fine and self.optimizer == 'adam':
+        if fine and self.optimizer != 'sgd':
             raise ValueError(f"finetune_epochs={fine}: {self.name} is trained by Adam and not fine-tuned; use 0.")
         return replace(self, epochs=n, finetune_epochs=fine, when=tuple(e * n / self.epochs for e in self.when))
 
@@ -139,9 +139,11 @@ ptb_mos = Recipe('ptb_mos', **_mos, emb_sz=280, n_hid=960, n_hid_last=620, input
 wt2_mos = Recipe('wt2_mos', **_mos, emb_sz=300, n_hid=1150, n_hid_last=650, input_p=.55, hidden_p=.2, bs=15, lr=15.,
                  finetune_lr=20., seed=1882, epochs=1000, finetune_epochs=1000,
                  dynamic=older(.002, .02, .002, 4177, 17))
+wt2_one_cycle = Recipe('wt2_one_cycle', optimizer='one_cycle', hidden_p=.2, input_p=.6, alpha=3., beta=2., clip=.1,
+                       wd=.1, lr=5e-3, bs=104, bptt=72, epochs=90)
 
 RECIPES = {r.name: r for r in (ptb_lstm, wt2_lstm, ptb_qrnn, wt2_qrnn, wt103_qrnn, enwik8_lstm, ptb_char_lstm, ptb_mos,
-                               wt2_mos)}
+                               wt2_mos, wt2_one_cycle)}
 
 
 def find_recipe(
@@ -171,6 +173,7 @@ PUBLISHED = {  # recipe -> source -> stage -> figures of validation and test
     'ptb_mos': {'papers': {'unfinetuned': (58.08, 55.97), 'plain': (56.54, 54.44), 'dynamic': (48.33, 47.69)}},
     'wt2_mos': {'papers': {'plain': (63.88, 61.45), 'dynamic': (42.41, 40.68)}},
 }
+PUBLISHED['wt2_one_cycle'] = PUBLISHED['wt2_lstm']  # the same model
 
 # %% ../nbs/53_recipes.ipynb #c1a8ac15
 PARTS = 'train', 'valid', 'test'
@@ -238,12 +241,15 @@ def recipe_learner(
     names = 'arch emb_sz n_hid n_hid_last n_layers output_p hidden_p input_p embed_p weight_p'.split()
     config = {name: getattr(recipe, name) for name in names} | _decoder(recipe, len(dls.vocab))
     learn = language_model_learner(
-        dls, config=config, opt_func=SGD if recipe.optimizer == 'sgd' else torch.optim.Adam, lr=recipe.lr, wd=recipe.wd,
+        dls, config=config, opt_func=_OPTIMIZERS[recipe.optimizer], lr=recipe.lr, wd=recipe.wd,
         alpha=recipe.alpha, beta=recipe.beta, metrics=Perplexity if recipe.tokens == 'words' else BitsPerChar, path=out,
         model_dir='.', precision=precision)
     learn.remove_cb(GradientClip).remove_cb(NTASGD).remove_cb(TimeLeft)
     for cb in (GradientClip(recipe.clip), TimeLeft(advice=_advice)): learn.add_cb(cb)
     return learn.add_cb(NTASGD(recipe.nonmono)) if recipe.optimizer == 'sgd' else learn
+
+
+_OPTIMIZERS = {'sgd': SGD, 'adam': torch.optim.Adam, 'one_cycle': partial(Adam, eps=1e-7)}
 
 
 def _decoder(recipe, vocab_sz):
@@ -344,13 +350,16 @@ class _BeforeFinetuning(Callback):
 
 def _fit(learn, recipe, out, every, between):
     "Train, or load what is trained already; what the user interrupts ends here."
-    keep = KeepBest()
+    keep,folder = KeepBest(), out / 'checkpoints'
     if recipe.optimizer == 'sgd':
         learn.fit_ntasgd(recipe.epochs, recipe.finetune_epochs, recipe.lr, recipe.nonmono, cbs=between,
-                         finetune_lr=recipe.finetune_lr, checkpoint=out / 'checkpoints', every=every)
+                         finetune_lr=recipe.finetune_lr, checkpoint=folder, every=every)
+    elif recipe.optimizer == 'one_cycle':
+        learn.fit_one_cycle(recipe.epochs, recipe.lr, div=10, moms=(.8, .7, .8), cbs=keep,
+                            checkpoint=folder / 'one_cycle', every=every)
     else:
         falling = ParamScheduler({'lr': (recipe.lr, step_decay(recipe.epochs, recipe.when))})
-        learn.fit(recipe.epochs, recipe.lr, cbs=[falling, keep], checkpoint=out / 'checkpoints' / 'adam', every=every)
+        learn.fit(recipe.epochs, recipe.lr, cbs=[falling, keep], checkpoint=folder / 'adam', every=every)
     if learn.interrupted: raise KeyboardInterrupt
     keep.restore(learn)
 

@@ -12,7 +12,8 @@ only beside the quality that `quality_bf16.py` shows.
     python benchmarks/speed.py --table                                # the table of what has been measured
 
 Training is `fit` with SGD at the defaults of either library (for classifiers Adam), windows of fixed length, dropout
-as published; texts and weights are the same in number and shape, which is checked. `--awd-lstm-lm DIR` adds the step
+as published; texts and weights are the same in number and shape, which is checked. A sample has several steps, as what
+happens once in a call of `fit` is no part of a step. `--awd-lstm-lm DIR` adds the step
 of salesforce/awd-lstm-lm, of which DIR is a checkout. Each finished row is a line of the results file.
 """
 import argparse
@@ -158,8 +159,8 @@ def batches_row(args, name):
 
 makers = {**dict.fromkeys(('unfrozen', 'frozen', 'get_preds'), clas_row), 'from_df': df_row, 'batches': batches_row,
           **dict.fromkeys(('predict', 'generate'), text_row),
-          'wt2': lambda a, n: lm_row(a, n, 1), 'ptb': lambda a, n: lm_row(a, n, 4),
-          'memory': lambda a, n: lm_row(a, n, 2), 'small': lambda a, n: lm_row(a, n, 4),
+          'wt2': lambda a, n: lm_row(a, n, 3), 'ptb': lambda a, n: lm_row(a, n, 8),
+          'memory': lambda a, n: lm_row(a, n, 2), 'small': lambda a, n: lm_row(a, n, 16),
           'evaluate': lambda a, n: lm_row(a, n, 2, False)}
 
 

@@ -46,6 +46,9 @@ published = {
                '--nhid 960 --nhidlast 620 --emsize 280 --n_experts 15',
     'wt2_mos': '--epochs 1000 --dropouth 0.2 --seed 1882 --n_experts 15 --nhid 1150 --nhidlast 650 --emsize 300 '
                '--batch_size 15 --lr 15.0 --dropoutl 0.29 --dropouti 0.55',
+    # fastai/fastai, nbs/examples/train_wt2.py, in the words of main.py
+    'wt2_one_cycle': '--epochs 90 --dropouth 0.2 --dropouti 0.6 --alpha 3 --beta 2 --clip 0.1 --wdecay 0.1 --lr 5e-3 '
+                     '--batch_size 104 --bptt 72 --optimizer one_cycle',
 }
 finetuning = {'ptb_lstm': (500, 30), 'wt2_lstm': (750, 30), 'ptb_qrnn': (300, 30), 'wt2_qrnn': (500, 30),
               'ptb_mos': (1000, 25), 'wt2_mos': (1000, 20)}
@@ -222,6 +225,30 @@ def test_adam_and_its_rates(tmp_path, monkeypatch):
     assert results['stages_done'] == ['train', 'plain', 'dynamic'] and 'unfinetuned' not in results
     best = min(results['curve'], key=lambda row: row['valid_loss'])
     assert results['plain']['valid'] == pytest.approx(best[BitsPerChar().name], abs=.05)   # bits, of the best epoch
+
+
+def test_one_cycle_is_killed_and_goes_on(data, tmp_path, monkeypatch):
+    recipe = replace(recipes.wt2_one_cycle.scaled(.01).lasting(4), bs=8, bptt=20, cache=(9, .5, .1),
+                     dynamic=(5e-5, .002, 2e-5, 30))
+    rates = Rates()
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, 'recipe_learner', lambda *args: recipe_learner(*args).add_cb(rates))
+        whole = reproduce(recipe, data, tmp_path / 'whole')
+    lrs,group = [lr for _, lr in rates.seen], rates.opt.param_groups[0]
+    assert max(lrs) == pytest.approx(5e-3, rel=.05) and lrs[0] == pytest.approx(5e-4) and lrs[-1] < 1e-4
+    assert lrs.index(max(lrs)) == pytest.approx(len(lrs) / 4, abs=1)
+    assert (type(rates.opt), group['eps'], group['weight_decay']) == (torch.optim.AdamW, 1e-7, .1)
+    write,n = RunFolder.write, [0]
+    def killed(run, tree, **more):
+        n[0] += 1
+        if n[0] == 4: raise SystemExit('killed')
+        return write(run, tree, **more)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, 'write', killed)
+        with pytest.raises(SystemExit, match='killed'): reproduce(recipe, data, tmp_path / 'cut', every='3steps')
+    again = reproduce(recipe, data, tmp_path / 'cut', every='3steps')
+    assert figures(again) == figures(whole) and again['stages_done'] == ['train', 'plain', 'cache', 'dynamic']
+    with pytest.raises(ValueError, match='wt2_one_cycle is trained by Adam and not fine-tuned'): recipe.lasting(2, 1)
 
 
 def test_fine_tuning_of_the_mixture_has_its_own_rate(data, tmp_path):
