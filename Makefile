@@ -73,7 +73,7 @@ notebooks: $(STAMP)
 
 pytest: $(STAMP)
 	$(call say,test 6/6: pytest)
-	@MPLBACKEND=agg $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest
 
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.10 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
