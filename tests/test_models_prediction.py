@@ -144,6 +144,14 @@ def test_a_wide_batch_is_read_in_short_windows():
     assert max(rows * steps for rows, steps in seen) <= 8192 and sum(steps for _, steps in seen) == 30
 
 
+def test_a_single_text_is_read_in_one_window():
+    "As each window begins with laying out the weights anew, which takes as long as some twenty steps of one row."
+    clas,seen = get_text_classifier(20, 2, SIZE).eval(), []
+    clas.encoder.register_forward_hook(lambda m, args, out: seen.append(out.raw.shape[1]))
+    with torch.no_grad(): clas(*batch(documents(500)))
+    assert seen == [500]
+
+
 @pytest.mark.parametrize('change', ['step', 'load', 'precision', 'replace', 'average'])
 @pytest.mark.parametrize('opt_func', [SGD, Adam])
 def test_a_twin_is_made_again_when_the_weights_have_changed(change, opt_func):
