@@ -249,7 +249,7 @@ def test_our_half_does_what_it_is_asked(load, data, name, tmp_path, monkeypatch)
     given = {**settings, 'file': str(tmp_path / 'given.pt'), 'threads': torch.get_num_threads(), 'precision': 'fp32'}
     sample,facts = getattr(ours, task)(given)
     n_windows = 1  # of 64 rows of 72: the text has less than 4,608 tokens
-    expected = {'ptb': 4 * 4 * 10, 'evaluate': 2 * 4 * 10, 'frozen': 8, 'get_preds': 8, 'batches': n_windows}
+    expected = {'ptb': 8 * 4 * 10, 'evaluate': 2 * 4 * 10, 'frozen': 8, 'get_preds': 8, 'batches': n_windows}
     assert sample(0) == expected[name]
     if products: assert set(ours.limit({**given, 'products': products, 'seconds': 0.})[0](0)) >= {'fp32'}
     if name == 'ptb':
