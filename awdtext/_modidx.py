@@ -1158,6 +1158,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'awdtext.models.dropout.WeightDropout.forward': ( 'models/dropout.html#weightdropout.forward',
                                                                                           'awdtext/models/dropout.py'),
                                         'awdtext.models.dropout.check_p': ('models/dropout.html#check_p', 'awdtext/models/dropout.py'),
+                                        'awdtext.models.dropout.draw_dropped': ( 'models/dropout.html#draw_dropped',
+                                                                                 'awdtext/models/dropout.py'),
                                         'awdtext.models.dropout.drop_weights': ( 'models/dropout.html#drop_weights',
                                                                                  'awdtext/models/dropout.py'),
                                         'awdtext.models.dropout.dropout_mask': ( 'models/dropout.html#dropout_mask',

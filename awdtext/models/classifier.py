@@ -102,7 +102,7 @@ class SentenceEncoder(nn.Module):
         "The windows with something to pool: first position, one after the last, and outputs."
         state,seq_len,shortest = None, self.seq_len, None
         if not (torch.is_grad_enabled() or self.encoder.training):     # then windows do not matter, and memory does
-            seq_len,shortest = max(1, 8192 // len(ns)), self.shortest
+            seq_len,shortest = max(1, 4608 // len(ns)), self.shortest    # 64 rows of 72, one of all its words
         for start, stop, rows in windows(ns, seq_len, shortest):
             pooled = self.max_len is None or ns[rows - 1] - self.max_len < stop
             with torch.set_grad_enabled(pooled and torch.is_grad_enabled()):

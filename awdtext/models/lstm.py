@@ -221,6 +221,7 @@ class _Sweep(torch.autograd.Function):
             dz = d_z if d_z.dtype == exact.dtype else exact
             dc = step_back(gates[t], cs[t], cs[t + 1], dh, dc, dz)
             dh = times_U_T(d_z.copy_(dz)).to(dc.dtype)
+        del times_U_T                                                  # as large as U, and no longer needed
         d_gates = d_gates.flatten(0, 1)                                # (T*B, 4*n)
         dW,dU = (contiguous(weight_gradient(d_gates, o.flatten(0, 1))) for o in (x, hs[:-1]))
         dx = (d_gates @ W).view_as(x) if ctx.needs_input_grad[0] else None
