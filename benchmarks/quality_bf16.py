@@ -252,7 +252,7 @@ def draw(found, file):
                 gaps.plot(gap, color=colour, lw=.8, label=None if i else title)
     losses.set(xlabel='step', ylabel='nats per token')
     gaps.set(xlabel='step', ylabel='differs from the loop by', yscale='log')
-    for ax in (losses, gaps): ax.legend()
+    fig.legend(*losses.get_legend_handles_labels(), loc='outside lower center', ncols=len(variants))
     fig.savefig(file)
 
 
