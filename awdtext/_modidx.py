@@ -885,6 +885,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'awdtext.lm.evaluate.best_first': ('lm/evaluate.html#best_first', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.evaluate_lm': ('lm/evaluate.html#evaluate_lm', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.evaluating': ('lm/evaluate.html#evaluating', 'awdtext/lm/evaluate.py'),
+                                     'awdtext.lm.evaluate.grid_values': ('lm/evaluate.html#grid_values', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.plot_grid': ('lm/evaluate.html#plot_grid', 'awdtext/lm/evaluate.py'),
                                      'awdtext.lm.evaluate.windows': ('lm/evaluate.html#windows', 'awdtext/lm/evaluate.py')},
             'awdtext.lm.generate': { 'awdtext.lm.generate.Generated': ('lm/generate.html#generated', 'awdtext/lm/generate.py'),

@@ -12,7 +12,7 @@ from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.lm import dynamic_eval
 from awdtext.lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from awdtext.lm.evaluate import evaluate_lm
-from awdtext.lm.neural_cache import NeuralCache
+from awdtext.lm.neural_cache import NeuralCache, tune_cache
 from awdtext.models.language_model import get_language_model
 from awdtext.text_learner import load_learner
 from awdtext.training.precision import MixedPrecision
@@ -258,3 +258,19 @@ def test_learner_refuses_what_cannot_be(tmp_path):
     with pytest.raises(ValueError, match='no train part'): there.evaluate([words(9)], dynamic=DynamicEvaluation())
     stats = gradient_statistics(learn.model, learn.dls.train.corpus.ids)
     assert there.evaluate([words(9)], dynamic=DynamicEvaluation(), stats=stats).n_tokens == 8
+
+
+def test_statistics_that_are_none_are_told(ids):
+    model = new_model()
+    before = snapshot(model)
+    for stats in (None, [], 3):
+        with pytest.raises(TypeError, match=r'no gradient statistics: make them with gradient_statistics'):
+            dynamic_evaluate(model, ids, stats)
+    assert_same(snapshot(model), before)
+
+
+def test_a_number_is_a_grid_of_one(train, ids):
+    model = new_model()
+    stats = gradient_statistics(model, train)
+    assert tune_dynamic(model, ids, stats, 1e-4, .002) == tune_dynamic(model, ids, stats, [1e-4], [.002])
+    assert tune_cache(model, ids, 9, .3, .2) == tune_cache(model, ids, [9], [.3], [.2])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.stream import positive_int
-from .evaluate import GridPoint, LMScore, best_first, windows
+from .evaluate import GridPoint, LMScore, best_first, grid_values, windows
 from .neural_cache import CacheTally, NeuralCache
 
 # %% ../../nbs/lm/43_dynamic_eval.ipynb #c9617973
@@ -77,6 +77,8 @@ def check_statistics(
     stats:dict[str, Tensor], # From `gradient_statistics`
 )->None:
     "An error, unless `stats` can be of `model`."
+    if not isinstance(stats, dict):
+        raise TypeError(f"stats={stats!r} are no gradient statistics: make them with gradient_statistics(model, ids).")
     ours,theirs = ({name: tuple(t.shape) for name, t in named} for named in (model.named_parameters(), stats.items()))
     wrong = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if wrong:
@@ -155,7 +157,7 @@ def tune_dynamic(
     starts:Tensor|None=None, # Where documents begin: there the state is zero
 )->list[GridPoint]:          # `settings` is a `DynamicEvaluation`; the best first
     "Try all combinations, each from the trained weights."
-    tried = [DynamicEvaluation(lr, decay, eps, bptt) for lr, decay in product(lrs, decays)]
+    tried = [DynamicEvaluation(lr, decay, eps, bptt) for lr, decay in product(*map(grid_values, (lrs, decays)))]
     if not tried: raise ValueError("There is nothing to try: give at least one lr and one decay.")
     return best_first([GridPoint(s, dynamic_evaluate(model, ids, stats, s.lr, s.decay, s.eps, s.bptt, state, starts))
                        for s in tried])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.stream import positive_int
-from .evaluate import GridPoint, LMScore, best_first, evaluating, windows
+from .evaluate import GridPoint, LMScore, best_first, evaluating, grid_values, windows
 from ..models.decoder import chunk_rows
 
 # %% ../../nbs/lm/42_neural_cache.ipynb #a361105f
@@ -126,7 +126,7 @@ def tune_cache(
     starts:Tensor|None=None,                    # Where documents begin: there the state is zero
 )->list[GridPoint]:                             # `settings` is a `NeuralCache`; the best first
     "Try all combinations on a text, which is read once."
-    return _read(model, ids, bs, bptt, state, starts, CacheTally(list(windows), list(thetas), list(lams)))
+    return _read(model, ids, bs, bptt, state, starts, CacheTally(*map(grid_values, (windows, thetas, lams))))
 
 
 def _read(model, ids, bs, bptt, state, starts, tally):
