@@ -65,7 +65,7 @@ class Corpus:
         "The same text as one document, whose order no shuffling changes."
         return Corpus(self.ids, self.offsets[[0, -1]])
 
-
+# %% ../../nbs/data/04_corpus.ipynb #3b5070a7
 def _offsets(lengths): return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
@@ -97,7 +97,7 @@ def make_corpus(
     final = vocab.encode(types).int()  # (n_types,)
     return Corpus(final.index_select(0, ids), offsets), vocab
 
-
+# %% ../../nbs/data/04_corpus.ipynb #660cdd1e
 def _intern(docs):
     "Provisional ids of all tokens (int32), offsets, and the types in the order of their provisional ids."
     provisional = defaultdict()

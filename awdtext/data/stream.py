@@ -47,7 +47,7 @@ class RandomBPTT:
         drawn = base + self.sd * torch.randn(most, generator=generator)
         return _cover(n, drawn.int().clamp(self.floor, self.bptt + self.cap))
 
-
+# %% ../../nbs/data/05_stream.ipynb #3d817c27
 def _cover(n, lengths):
     "As many of `lengths` as it takes to cover `n` steps, the last one shortened."
     ends = lengths.cumsum(0)

@@ -169,7 +169,7 @@ class Characters:
         "What `Tokenizer.from_dict` needs to make this again."
         return {'kind': self.kind}
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #83033eb8
 def check_characters(
     tokens:Iterable[str], # Characters; special tokens are allowed too
 )->None:
@@ -340,7 +340,7 @@ def _check_documents(texts):
         try: _check_text(text)
         except (TypeError, ValueError) as e: raise DocumentError(i, str(e)) from e
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #9aa1768a
 def _sample_lines(texts):
     "Lines of `texts`, each with a space in front; a random part of them where there is more than enough."
     share,rng = _max_chars / max(1, sum(map(len, texts))), random.Random(0)
@@ -348,7 +348,7 @@ def _sample_lines(texts):
              for i in range(0, len(line), _max_line))
     return (f' {line}' for line in lines if share >= 1 or rng.random() < share)
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #08500dd6
 def _learn_pieces(texts, vocab_sz, model_type):
     "The bytes of the model that sentencepiece learns."
     spm,model,n = _sentencepiece(), io.BytesIO(), min(_max_chars, sum(map(len, texts)))
@@ -387,7 +387,7 @@ def _check_pieces(tokens, known):
                          "tokenizer must be of one kin, as text_vocab=dls.vocab and tok_tfm=dls.tokenizer are; "
                          "and a prompt is a text.")
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #72bdc2bf
 class Subwords:
     "Words and pieces of words, as sentencepiece learns them from texts."
     kind = unit = 'subwords'
@@ -672,7 +672,7 @@ def _repeat(joined_by, n, word):
     if joined_by is None or len(word) >= 100: return word
     return joined_by.join([word] * min(n, 1000))
 
-
+# %% ../../nbs/data/02_tokenizer.ipynb #bbd1cc87
 def _without_marks(tokens):
     "The words of `tokens`, with what the special tokens say about them done to them."
     marks,counted = [], None # what to do to the next word; the token before, if a number should follow it

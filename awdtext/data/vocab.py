@@ -49,7 +49,7 @@ class Vocab:
     def __hash__(self): return hash(tuple(self.itos))
     def __repr__(self): return f"Vocab({len(self)} tokens: {' '.join(self.itos[:12])}{' …' if len(self) > 12 else ''})"
 
-
+# %% ../../nbs/data/03_vocab.ipynb #01914fd9
 def _check_strings(itos):
     wrong = next((token for token in itos if not isinstance(token, str)), None)
     if wrong is not None: raise TypeError(f"a vocabulary holds strings, not {wrong!r} ({type(wrong).__name__}).")
