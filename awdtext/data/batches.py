@@ -41,7 +41,7 @@ def _check_single(labels, rows=None):
             raise ValueError(f"the label of row {_row(i, rows)!r} is {label!r}, where one category is expected. For a "
                              "list of categories for each document give y_block=MultiCategoryBlock.")
 
-
+# %% ../../nbs/data/06_batches.ipynb #b17f472b
 def is_blank(
     label, # Of a document
 )->bool:
@@ -55,7 +55,7 @@ def _check_blank(labels, rows=None):
             raise ValueError(f"the label of row {_row(i, rows)!r} is an empty text, {label!r}: drop that row or label "
                              "it. (A document without any of several labels has an empty list.)")
 
-
+# %% ../../nbs/data/06_batches.ipynb #9fbeda12
 def _row(i, rows): return i if rows is None else _plain(rows[i])
 
 
@@ -122,7 +122,7 @@ class Categorize:
         "The name of the category."
         return self.categories[int(target)]
 
-
+# %% ../../nbs/data/06_batches.ipynb #be914155
 def _index(categories):
     if not categories: raise ValueError("there is no label to learn from.")
     index = {category: i for i, category in enumerate(categories)}
@@ -137,7 +137,7 @@ def _look_up(label, index, i, rows):
                      f"{_name(list(index))}. Give it more documents, leave it out, or name all categories, as by "
                      f"y_block=CategoryBlock([…]).{number_hint([label, *index])}")
 
-
+# %% ../../nbs/data/06_batches.ipynb #bfc1428b
 def number_hint(
     labels:Iterable, # Of documents
 )->str:
@@ -180,7 +180,7 @@ class MultiCategorize:
         "The names where `target` is more than a half."
         return [category for category, y in zip(self.categories, target.tolist()) if y > .5]
 
-
+# %% ../../nbs/data/06_batches.ipynb #aecb7d26
 def _check_lists(labels, rows):
     _check_missing(labels, rows)
     for i, names in enumerate(labels):
@@ -221,7 +221,7 @@ class RegressionSetup:
         "The number, or the list of numbers."
         return torch.as_tensor(target).tolist()
 
-
+# %% ../../nbs/data/06_batches.ipynb #e8b4cd14
 def _numbers(label, n_out, i, rows):
     numbers = list(label) if isinstance(label, (list, tuple)) else [label]
     _check_missing(numbers, [_row(i, rows)] * len(numbers))
@@ -329,7 +329,7 @@ class ClassifierDataLoader:
         batch = texts, None if self.targets is None else self.targets[idxs]
         return batch if self.device is None else to_device(batch, self.device)
 
-
+# %% ../../nbs/data/06_batches.ipynb #1678adc3
 def _check_documents(corpus, targets, bs, shuffle):
     if not len(corpus): raise ValueError("nothing to read: there are no documents.")
     if targets is not None and len(targets) != len(corpus):

@@ -71,7 +71,7 @@ def _between(probs):
     cuts = torch.where(middle < upper, middle, lower)   # of two neighbours among the floats, the lower one: p > cut
     return cuts if values[-1] > 0 else cuts[:-1]
 
-
+# %% ../../nbs/data/09_imbalance.ipynb #515fa785
 def _all_f1(probs, targs, cuts):
     "F1 at each of `cuts`, which are those of `_between`."
     order = probs.argsort(descending=True)
@@ -79,7 +79,7 @@ def _all_f1(probs, targs, cuts):
     k = torch.searchsorted(-probs[order], -cuts)                                          # how many are above each cut
     return 2 * right[k] / (k + targs.sum())
 
-
+# %% ../../nbs/data/09_imbalance.ipynb #cb715504
 def best_threshold(
     probs:Tensor,         # Probabilities of one label, (n,)
     targs:Tensor,         # Zeros and ones, (n,)
@@ -121,7 +121,7 @@ class TunedThresholds(NamedTuple):
         lines += ['', f"{'mean':{width}}  {'':9}  {means[0]:9.3f}  {means[1]:6.3f}  {sum(self.n):7,}"]
         return '\n'.join([f"{'':{width}}  threshold  before .5   after        n", *lines])
 
-
+# %% ../../nbs/data/09_imbalance.ipynb #a3409850
 def tune_thresholds(
     probs:Tensor,             # Probabilities, (n, n_classes)
     targs:Tensor,             # Zeros and ones, (n, n_classes)
@@ -141,7 +141,7 @@ def tune_thresholds(
     return TunedThresholds(names, torch.tensor(cuts, dtype=torch.promote_types(probs.dtype, torch.float32)), before,
                            after, n)
 
-
+# %% ../../nbs/data/09_imbalance.ipynb #1a082c07
 def _checked_names(probs, targs, categories):
     "The names of the labels, if thresholds can be tuned on these probabilities and targets."
     if targs is None or probs.ndim != 2 or targs.shape != probs.shape or not probs.numel():
