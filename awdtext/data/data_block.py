@@ -264,7 +264,7 @@ class DataBlock:
         "Say, step by step, what becomes of the first document."
         for step in _steps(self, source): say(step)
 
-
+# %% ../../nbs/data/08_data_block.ipynb #c571bca2
 def _itself(item):
     if not hasattr(item, 'keys'): return item
     raise TypeError("get_x is missing: which column is the text? Use TextBlock.from_df('text'), or ColReader('text').")

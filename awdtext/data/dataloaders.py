@@ -83,7 +83,7 @@ class Part:
         "Split documents that are in a list."
         return [self._take(idxs) for idxs in split_items(self.docs if items is None else items, splitter)]
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #880fa7e7
 def _list_part(docs, labels=None, rows=None, are_tokens=False):
     if isinstance(docs, (str, bytes)): raise TypeError(f"give a list of texts, not one text: {str(docs)[:40]!r}.")
     docs,labels = list(docs), None if labels is None else list(labels)
@@ -146,7 +146,7 @@ def frame_texts(
 
 def _mark_fields(fields): return ' '.join(f'{FLD} {i} {field}' for i, field in enumerate(fields, 1))
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #514c74c0
 def column_names(
     df,                     # A DataFrame
     cols:int|str|list,      # Columns, by position or name
@@ -157,7 +157,7 @@ def column_names(
 
 def _plain(name): return name.item() if hasattr(name, 'item') else name          # numpy's numbers as python's
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #8f14688f
 def _frame_part(df, text_col, label_col=None, label_delim=None, y_block=None):
     "The documents of a frame, and the block of its labels."
     texts = frame_texts(df, text_col)
@@ -305,7 +305,7 @@ def _walk(root, recurse):
         folders[:] = [name for name in folders if recurse and not name.startswith('.')]
         yield from (Path(folder)/name for name in names if not name.startswith('.'))
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #7cf6505e
 def _check_folder(path, cure=''):
     if path.is_dir(): return
     there = f"; in {path.parent} there are {_folders(path.parent)}" if path.parent.is_dir() else ''
@@ -314,7 +314,7 @@ def _check_folder(path, cure=''):
 
 def _folders(path): return ', '.join(repr(p.name) for p in sorted(path.iterdir()) if p.is_dir()) or 'none'
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #43e368bf
 def parent_label(
     path:str|Path, # Of a file
 )->str:
@@ -367,7 +367,7 @@ class Recipe:
         if not isinstance(self.text_vocab, (Vocab, type(None))): self.text_vocab = Vocab(self.text_vocab)
         if self.text_vocab and self.tokenizer: self.tokenizer.check_tokens(self.text_vocab.itos)
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #9791732a
 def make_tokenizer(
     tok_tfm=None,                       # A `Tokenizer`, or what splits words; None: spaCy's English
     rules:Sequence[Callable]|None=None, # What is done to texts before the words are split; None: the defaults
@@ -401,7 +401,7 @@ def _set_up(part, tokenizer):
     part.docs = list(part.docs)
     with _named(part.rows): tokenizer.setup(part.docs)
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #353cadb8
 def _tokens(parts, recipe):
     "The tokens of each part, to be taken in this order: all are of one stream, whose processes serve every part."
     if recipe.raw_specials is not None: return [part and part.docs for part in parts]
@@ -425,7 +425,7 @@ def _named(rows, first=0):
         i = e.index - first
         raise DocumentError(i if rows is None else rows[i], e.problem) from e
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #7c47a48a
 def _raw_specials(docs, is_lm):
     has_unk = any('<unk>' in doc for doc in docs)
     return ['<unk>'] if has_unk and is_lm else ['<unk>' if has_unk else UNK, PAD]
@@ -480,7 +480,7 @@ class LabelBlock:
         labeler = self.labeler or (MultiCategorize if several else Categorize)
         return labeler.from_labels(labels, rows) if isinstance(labeler, type) else labeler
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #1b34e017
 def _decode(y, categories, row):
     ys = list(y) if hasattr(y, '__len__') and not isinstance(y, str) else [y]
     if len(ys) == len(categories) and all(not is_missing(v) and v in (0, 1) for v in ys):
@@ -583,7 +583,7 @@ def read_csv(
         problem = _in_our_words(str(e).strip(), 'the first one' if header is None else 'the header', delimiter)
         raise ValueError(f"{path} cannot be read as a CSV of UTF-8 text: {problem}.") from e
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #c36891e0
 def _find_longer_row(path, header, how):
     "Let pandas tell the line: without a header it takes nothing for an index."
     import pandas as pd
@@ -597,7 +597,7 @@ def _in_our_words(message, first, delimiter):
     return (f"line {found[2]} (what is quoted counts as one line) has {found[3]} cells, but {first} has {found[1]}: "
             f"quote texts that hold the delimiter {delimiter!r}, and end no line with it")
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #57b4f5a8
 def _every_line(df, path, header, how):
     "The only column of a file, if it is of texts, with an empty one for each blank line that others follow."
     import pandas as pd
@@ -807,7 +807,7 @@ def label_text(
     if isinstance(label, float): return f'{label:.4g}'
     return '; '.join(map(label_text, label)) if isinstance(label, list) else str(label)
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #b7ae61fb
 def show_rows(
     rows:list[dict],    # Column -> text
     max_n:int=9,        # Rows at most
@@ -822,7 +822,7 @@ def show_rows(
     body = ''.join(f'<tr>{cells("td", row.values())}</tr>' for row in rows)
     display(HTML(f'<table><tr>{cells("th", rows[0])}</tr>{body}</table>'))
 
-
+# %% ../../nbs/data/07_dataloaders.ipynb #58f5b0e4
 def _lm_rows(batch, vocab):
     text = lambda ids: ' '.join(vocab.decode(ids[ids != -100]))
     x,y = batch
