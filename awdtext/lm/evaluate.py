@@ -35,7 +35,7 @@ class LMScore(NamedTuple):
         loss = nats / n_tokens
         return cls(loss, n_tokens, math.exp(min(loss, 700.)), loss / math.log(2))
 
-
+# %% ../../nbs/lm/40_evaluate.ipynb #7278d977
 @contextmanager
 def evaluating(
     model:nn.Module, # Any model
@@ -59,7 +59,7 @@ def _all_bits():
     try: yield
     finally: setattr(flags, name, kept)
 
-
+# %% ../../nbs/lm/40_evaluate.ipynb #be7b77a4
 def as_ids(
     ids,            # One-dimensional tensor or list of token ids
     vocab_sz:int,   # Size of the vocabulary
@@ -107,7 +107,7 @@ def _cut(state):
     "The same state without the graph that led to it."
     return state.detach() if isinstance(state, Tensor) else tuple(_cut(s) for s in state)
 
-
+# %% ../../nbs/lm/40_evaluate.ipynb #c702e067
 def evaluate_lm(
     model:nn.Module,        # A `LanguageModel`
     ids,                    # The text as token ids: one-dimensional tensor or list

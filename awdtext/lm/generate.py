@@ -116,7 +116,7 @@ def checked_seed(
     if isinstance(seed, Integral) and abs(seed) < 2**62: return int(seed)
     raise ValueError(f"seed={seed!r}: use a whole number of at most 18 digits, or None for another one each time.")
 
-
+# %% ../../nbs/lm/41_generate.ipynb #c84e4156
 def _rows(state, idxs):
     "Some rows of a recurrent state."
     return state and tuple(tuple(o[idxs] for o in layer) for layer in state)
@@ -142,7 +142,7 @@ def _read_prompts(model, prompts, device, window=512):
     joined = states[0] and tuple(tuple(torch.cat(o) for o in zip(*layers)) for layers in zip(*states))
     return torch.cat(logits)[back], _rows(joined, back)
 
-
+# %% ../../nbs/lm/41_generate.ipynb #80b8ae05
 def _draw(probs, generators):
     "A word for each row of `probs`, from the generator of that row."
     u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators]).clamp(max=1 - 1e-12)
@@ -274,7 +274,7 @@ def _expand(live, logps, scores, stop, beam_sz):
         row,word = divmod(i, scores.shape[1])
         yield live[row].grown(word, float(logps[row, word]), rank, word in stop), row
 
-
+# %% ../../nbs/lm/41_generate.ipynb #3e07284b
 def beam_search(
     model:nn.Module,             # A `LanguageModel`
     ids:list[int],               # The prompt, at least one token
