@@ -37,7 +37,7 @@ class DynamicEvaluation:
                 raise ValueError(f"{name}={value!r}: use a finite number, 0 or more.")
         if self.eps == 0: raise ValueError(f"eps={self.eps}: use a finite number above 0.")
 
-
+# %% ../../nbs/lm/43_dynamic_eval.ipynb #479d79cd
 def free_copy(
     model:nn.Module, # In float32 or float64
 )->nn.Module:        # In evaluation mode; all parameters have gradients
@@ -48,7 +48,7 @@ def free_copy(
                          "use model.float(), of a learner to_fp32().")
     return deepcopy(model).eval().requires_grad_(True)
 
-
+# %% ../../nbs/lm/43_dynamic_eval.ipynb #58da1493
 def gradient_statistics(
     model:nn.Module,   # A trained `LanguageModel`
     ids,               # The text that it was trained on, as token ids: one-dimensional tensor or list
@@ -89,7 +89,7 @@ def check_statistics(
         raise ValueError(f"These gradient statistics have the mean {mean_size(stats)}: the model that they are of "
                          "learns nothing or is not finite.")
 
-
+# %% ../../nbs/lm/43_dynamic_eval.ipynb #f0d54d1d
 def mean_size(
     stats:dict[str, Tensor], # From `gradient_statistics`
 )->float:
@@ -133,7 +133,7 @@ def dynamic_evaluate(
             move(moving, trained, _gradients(loss, moving), by_weight)
     return tally.points()[0].score if cache else LMScore.of(nats, n_tokens)
 
-
+# %% ../../nbs/lm/43_dynamic_eval.ipynb #8eaead46
 @torch.no_grad()
 def move(
     moving:list[Tensor],  # Weights, which are changed

@@ -113,7 +113,7 @@ class NeuralCache:
         "As `evaluate_lm`, with this cache."
         return _read(model, ids, bs, bptt, state, starts, CacheTally([self.window], [self.theta], [self.lam]))[0].score
 
-
+# %% ../../nbs/lm/42_neural_cache.ipynb #a82d282f
 def tune_cache(
     model:nn.Module,                            # A `LanguageModel`
     ids,                                        # The text as token ids: one-dimensional tensor or list

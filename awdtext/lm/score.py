@@ -80,7 +80,7 @@ class TextScore(NamedTuple):
         "`exp` of the mean surprisal."
         return math.exp(min(-self.logp / len(self.tokens), 700.)) if self.tokens else math.nan
 
-
+# %% ../../nbs/lm/44_score.ipynb #2d5c3d91
 def _tokens(texts, dls):
     "The tokens of each text, one after the other, with a bar if their number is known."
     if isinstance(texts, (str, bytes)): raise TypeError(f"give a list of texts, not one text: {str(texts)[:40]!r}.")
@@ -95,7 +95,7 @@ def _lead(tokens, dls):
     if tokens[:1] == [BOS]: return [BOS]
     return [t for t in (BOS, EOS, '<eos>') if t in dls.vocab][:0 if dls.tokenizer or dls.backwards else 1]
 
-
+# %% ../../nbs/lm/44_score.ipynb #7149acb6
 def score_texts(
     model:nn.Module,        # A `LanguageModel`
     dls:TextDataLoaders,    # Its vocabulary, tokenizer and direction
@@ -142,7 +142,7 @@ def pooled(
     views = [last, largest] if layers == 'last' else []
     return torch.cat([*views, total / n_pooled[:, None]], 1)[order.argsort().to(device)].cpu()
 
-
+# %% ../../nbs/lm/44_score.ipynb #b3870556
 def n_features(
     encoder:nn.Module, # An `AWD_LSTM`, or one of its kin
     layers:str,        # `'last'` or `'all'`
@@ -159,7 +159,7 @@ def _read(encoder, ids, state, layers):
     outs,state = zip(*encoder.each_layer(x, state))
     return torch.cat([x, *outs], -1), state
 
-
+# %% ../../nbs/lm/44_score.ipynb #1cb46219
 def encode_texts(
     encoder:nn.Module,      # An `AWD_LSTM`, or one of its kin
     dls:TextDataLoaders,    # Its vocabulary, tokenizer and direction

@@ -84,7 +84,7 @@ class Continuation(NamedTuple):
         "Log-probability of what was added."
         return sum(self.logps)
 
-
+# %% ../../nbs/lm/45_write.ipynb #a0df09e7
 def _shown(tokens): return tokens[:-1] if tokens and tokens[-1] in (*_marks, EOS, '<eos>') else tokens
 
 
@@ -93,7 +93,7 @@ def _continued(prompt, generated, dls, decoder=None):
     whole = _shown(tokens)[::-1] + prompt if dls.backwards else prompt + _shown(tokens)
     return Continuation(_text(whole, dls, decoder), tokens, generated.logps)
 
-
+# %% ../../nbs/lm/45_write.ipynb #cf777342
 def _check_prompts(texts):
     if isinstance(texts, str): raise TypeError(f"give a list of texts, not one text: {texts[:40]!r}.")
     if hasattr(texts, 'columns'): raise TypeError("give one column of the frame, such as df['text'], not all of it.")
