@@ -120,7 +120,7 @@ class SentenceEncoder(nn.Module):
     def _pool(self, ids, lengths, ns):
         return (running_pool(self._outputs(ids, ns), lengths, self.max_len),)
 
-
+# %% ../../nbs/models/18_classifier.ipynb #c5b00620
 def next_state(
     state:tuple|None, # For each layer a tuple of tensors, (bs, n), after a window; or None
     rows:int,         # How many documents go on
@@ -205,7 +205,7 @@ class PoolingClassifier(nn.Module):
         low,high = self.y_range
         return low + (high - low) * y.sigmoid()
 
-
+# %% ../../nbs/models/18_classifier.ipynb #f3def487
 def linear_block(
     n_in:int,  # Size of the input
     n_out:int, # Size of the output

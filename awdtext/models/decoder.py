@@ -160,7 +160,7 @@ def linear_cross_entropy(
     else: total = fused_nll(*inputs, (False,) * 3, *how)[0]
     return total / counts.sum().clamp(min=1) if reduction == 'mean' else total
 
-
+# %% ../../nbs/models/13_decoder.ipynb #763fe0a7
 def check_targets(
     targets:Tensor,   # Target ids that count, (n,)
     vocab_sz:int,     # They must be below
@@ -172,7 +172,7 @@ def check_targets(
         raise ValueError(f"Target {int(wrong[0])} is no id of a vocabulary of {vocab_sz} words: "
                          f"use 0 to {vocab_sz - 1}, or {ignore_index} for what does not count.")
 
-
+# %% ../../nbs/models/13_decoder.ipynb #913b1abe
 def drop_ignored(
     hidden:Tensor,    # Hidden states, (n, n_hid)
     targets:Tensor,   # Target ids, (n,)

@@ -65,7 +65,7 @@ class WeightDropRNN(nn.Module):
     def extra_repr(self):
         return f'{self.n_in}, {self.n_hid}, weight_p={self.weight_p}, input_weight_p={self.input_weight_p}'
 
-
+# %% ../../nbs/models/11_lstm.ipynb #5c33e7b4
 class WeightDropLSTM(WeightDropRNN):
     "One LSTM layer with dropped weights."
     n_gates = 4
@@ -227,7 +227,7 @@ class _Sweep(torch.autograd.Function):
         dx = (d_gates @ W).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, dh, dc, dW, dU, d_gates.sum(0).to(gates.dtype)
 
-
+# %% ../../nbs/models/11_lstm.ipynb #62ab17f4
 def step_back(
     gates:Tensor,  # Of this step, after their functions, (B, 4*n)
     c_last:Tensor, # Cell state before this step, (B, n)
