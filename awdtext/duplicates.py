@@ -35,14 +35,14 @@ def shingles(
     new[1:] = (np.diff(docs) > 0) | (codes[1:] != codes[:-1])
     return docs[new], codes[new]
 
-
+# %% ../nbs/48_duplicates.ipynb #ab0a551c
 def _with_unknown(corpus, n, unk_idx):
     "Hashes of the shingles that hold an unknown word: those that change when that word does."
     if unk_idx is None: return np.empty(0, np.uint64)
     other = Corpus(torch.where(corpus.ids == unk_idx, -1, corpus.ids), corpus.offsets)
     return np.setdiff1d(shingles(corpus, n)[1], shingles(other, n)[1])
 
-
+# %% ../nbs/48_duplicates.ipynb #f8695b69
 def _mix(x):
     "A bijection of 64 bits that spreads every bit over all (the finaliser of SplitMix64, Steele et al. 2014)."
     x = x + np.uint64(0x9e3779b97f4a7c15)
@@ -90,7 +90,7 @@ def _candidates(docs, codes, there):
     pairs,shared = np.unique(np.stack([np.repeat(docs, n), there[0][idxs]]), axis=1, return_counts=True)
     return zip(*pairs.tolist(), shared.tolist())
 
-
+# %% ../nbs/48_duplicates.ipynb #f04ec5c0
 def jaccard(
     a:np.ndarray,             # Hashes of one set, each once
     b:np.ndarray,             # and of another
@@ -103,7 +103,7 @@ def jaccard(
     if n_doubtful and len(common) - n_doubtful < n_certain: return 0.
     return len(common) / (len(a) + len(b) - len(common))
 
-
+# %% ../nbs/48_duplicates.ipynb #38c6c099
 def _best_partners(train, valid, threshold, doubtful):
     "For each document of `valid`, the one of `train` that is most like it, and how much."
     every = np.unique(np.concatenate([*train.values(), *valid.values()]), return_counts=True)
