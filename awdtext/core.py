@@ -100,7 +100,7 @@ def _libc():
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
 
-
+# %% ../nbs/00_core.ipynb #f42f7096
 def _ask_for_huge_pages(libc, n_bytes):
     "Grow the heap by addresses alone (no page is touched), and have pages of 2 MiB where they will be used."
     while not (block := libc.malloc(n_bytes)):                                  # more than addresses may be had
@@ -110,7 +110,7 @@ def _ask_for_huge_pages(libc, n_bytes):
     libc.madvise(start, n_bytes - 2 * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)        # a kernel without them refuses
     libc.free(block)                                                             # it stays the end of the heap
 
-
+# %% ../nbs/00_core.ipynb #be28b9c7
 _MMAP_MAX,_MMAP_THRESHOLD,_TRIM_THRESHOLD = -4,-3,-1  # options in malloc.h
 
 

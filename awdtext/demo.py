@@ -67,7 +67,7 @@ def train_demo_lm(
         f"of a unigram model: {unigram:.1f}.")
     return learn
 
-
+# %% ../nbs/51_demo.ipynb #725bd88a
 def train_demo_classifier(
     df,                    # Frame with `text`, `label` and `is_valid`
     lm:LMLearner,          # Whose encoder is in `out`
@@ -89,7 +89,7 @@ def train_demo_classifier(
         f"of always saying the most frequent label: {majority_accuracy(dls.train.targets, dls.valid.targets):.3f}.")
     return learn
 
-
+# %% ../nbs/51_demo.ipynb #580978bc
 def save_curve(
     learn,      # Has been trained
     file:Path,  # A PNG
