@@ -133,7 +133,7 @@ def _find_bundle(file, folder):
         if p.is_file(): return p
     raise FileNotFoundError(f"There is no file {' and no file '.join(dict.fromkeys(map(str, places)))}.")
 
-
+# %% ../nbs/50_text_learner.ipynb #0c148760
 def _decode(probs, labeler, thresholds=None):
     "Label, its index, and the probabilities of one document; of a regression the number, and twice its tensor."
     if isinstance(labeler, RegressionSetup):
@@ -141,13 +141,13 @@ def _decode(probs, labeler, thresholds=None):
     idx = probs.argmax() if isinstance(labeler, Categorize) else probs > choose_threshold(thresholds, None)
     return labeler.decode(idx), idx, probs
 
-
+# %% ../nbs/50_text_learner.ipynb #c44dda61
 def _one_document(text, dls):
     if dls.tokenizer is None and isinstance(text, str): text = text.split()
     doc = numericalize_texts(dls.texts([text]), dls.vocab, dls.tokenizer, dls.backwards, n_workers=0)
     return ClassifierDataLoader(doc, bs=1, seed=0)
 
-
+# %% ../nbs/50_text_learner.ipynb #b3f2f127
 @contextmanager
 def _for_prediction(learn, precision):
     "Within this context the learner's model is its twin for predictions."
@@ -161,7 +161,7 @@ def _for_prediction(learn, precision):
             yield
         finally: learn.model,learn.precision = kept
 
-
+# %% ../nbs/50_text_learner.ipynb #0d1ccbb0
 def _results(learn, dl, n, shuffle=False):
     "Rows of the loader's first batch, or of any, each with what the model says."
     epoch,place = dl.epoch, int(torch.randint(len(dl), ())) if shuffle else 0
@@ -387,7 +387,7 @@ def advise_preset(
     return (f"With config={best!r} it would take about {format_hours(share * seconds)}. In 20 CPU minutes of reading "
             f"it learned most (accuracy with 500 labels {_learned[best]:.3f}; {beaten}).")
 
-
+# %% ../nbs/50_text_learner.ipynb #44c04d96
 def advise_precision(
     precision:str,       # What the run computes in
     device:torch.device, # Where
@@ -643,7 +643,7 @@ def language_model_learner(
     if bundle: _load_encoder_bundle(learn, bundle, str(source))
     return learn
 
-
+# %% ../nbs/50_text_learner.ipynb #364cc75e
 def _fitted(config, bundle, vocab):
     "`config` for this vocabulary, with the sizes of the encoder in `bundle` if there is one."
     theirs = {'n_hid_last': None, **AWDLSTMConfig(**bundle['config']).sizes()} if bundle else {}
@@ -659,7 +659,7 @@ def _of_arch(config, arch, bundle):
                          f"use arch={said}.")
     return replace(config, arch=arch.__name__)
 
-
+# %% ../nbs/50_text_learner.ipynb #1ecd38e1
 def _check_data(dls, backwards, is_lm):
     if dls.is_lm and not is_lm:
         raise ValueError("These data are made for a language model: make them with labels and without is_lm=True.")
@@ -730,7 +730,7 @@ def text_classifier_learner(
     _load_encoder_bundle(learn, bundle, str(source))
     return learn.freeze()
 
-
+# %% ../nbs/50_text_learner.ipynb #6bc47f3f
 def _check_n_out(n_out, dls, loss_func):
     if n_out in (None, dls.n_out) or loss_func is not None: return
     raise ValueError(f"n_out={n_out!r}, and these labels need {dls.n_out}: leave it out, or give a loss_func "
@@ -742,14 +742,14 @@ def _classifier_config(config):
     if isinstance(config, str): config = AWDLSTMConfig.from_any(config).sizes()
     return AWDLSTMConfig.from_any(config, awd_lstm_clas_config)
 
-
+# %% ../nbs/50_text_learner.ipynb #517e74de
 def _task(labeler, settings):
     "Loss, with these settings, and metric for the kind of labels."
     if isinstance(labeler, Categorize): return cross_entropy_loss(**settings), accuracy
     if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(**settings), accuracy_multi
     return mse_loss(), None
 
-
+# %% ../nbs/50_text_learner.ipynb #deffb8fa
 def loss_settings(
     labeler:Categorize|MultiCategorize|RegressionSetup, # Kind of label
     targets:Tensor|None,        # Of the training part; only for balanced weights
@@ -787,7 +787,7 @@ def load_learner(
     both.card,both.thresholds = bundle['card'], bundle.get('thresholds')
     return both
 
-
+# %% ../nbs/50_text_learner.ipynb #74e22e3f
 def _rebuilt(bundle, file, device):
     "The learner that a tree of `exported` describes."
     is_lm = bundle['kind'] == 'language_model'
