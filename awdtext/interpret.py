@@ -58,7 +58,7 @@ class Table(list):
         rows += [f'<tr>{cells("td", row.values())}</tr>' for row in self]
         return f'<p>{escape(self.title)}</p><table>{"".join(rows)}</table>'
 
-
+# %% ../nbs/52_interpret.ipynb #2c124c9e
 def show(
     thing, # A `Table` or a `ScoredTokens`
 )->None:
@@ -99,7 +99,7 @@ class ScoredTokens:
         spans = ' '.join(_span(t, s, most) for t, s in zip(self.tokens, self.scores))
         return f'<p>{escape(self.title)}</p><p style="line-height:1.8">{spans}</p>'
 
-
+# %% ../nbs/52_interpret.ipynb #f776f4e6
 def _span(token, score, most):
     if math.isnan(score) or not most: return f'<span>{escape(token)}</span>'
     colour = f'rgba({_POSITIVE if score > 0 else _NEGATIVE},{.7 * abs(score) / most:.2f})'
@@ -145,7 +145,7 @@ def _named(class_id, names):
 # %% ../nbs/52_interpret.ipynb #a51afc28
 def _parts(learn): return getattr(learn, 'parts', [learn])
 
-
+# %% ../nbs/52_interpret.ipynb #d5c60cc6
 class ClassificationInterpretation:
     "What a classifier, or an ensemble of them, says of a part of the data, beside what is true."
     def __init__(self,
@@ -256,7 +256,7 @@ def _loss_row(interp, loss, i):
     return {'text': text, 'target': names(interp._truth()[i]), 'predicted': names(said),
             'probability': interp.probs[i][said].prod().item(), **own}
 
-
+# %% ../nbs/52_interpret.ipynb #1276f281
 def _report(said, truth, names):
     "Precision, recall, F1 and support of each column of two boolean matrices, and their means."
     right,n_said,n_true = ((a & b).sum(0).double() for a, b in ((said, truth), (said, said), (truth, truth)))
@@ -269,7 +269,7 @@ def _report(said, truth, names):
     rows += [row('mean', figures.mean(0), n_true.sum()), row('weighted mean', (figures * share).sum(0), n_true.sum())]
     return Table(rows, f'{(said == truth).all(1).double().mean():.1%} of {len(said):,} documents are right')
 
-
+# %% ../nbs/52_interpret.ipynb #d2dc7da0
 def _plot_matrix(matrix, names, title, cmap, decimals, plot_txt, ax):
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(max(4., .6 * len(names)),) * 2)[1]
@@ -294,7 +294,7 @@ def log_odds(
     others = [j for j in range(out.shape[1]) if j != i]
     return out[:, i] - out[:, others].logsumexp(1)
 
-
+# %% ../nbs/52_interpret.ipynb #0e11f447
 def mixed_scores(
     outs:Sequence[Tensor], # Logits or numbers of each part, (bs, n_out)
     labeler,               # What kind of labels they are for
@@ -305,7 +305,7 @@ def mixed_scores(
     if isinstance(labeler, MultiCategorize): return F.logsigmoid(outs).logsumexp(0) - F.logsigmoid(-outs).logsumexp(0)
     return outs.mean(0)
 
-
+# %% ../nbs/52_interpret.ipynb #baff9cc1
 def _state_before(encoder, ids, seq_len):
     "The state after the tokens `ids`, (1, n); None if there are none."
     state = None
@@ -322,7 +322,7 @@ def _read_embedded(model, x, state):
     out = model.encoder.run_layers(x, state).raw
     return model.head(out, torch.ones(out.shape[:2], dtype=torch.bool, device=out.device))
 
-
+# %% ../nbs/52_interpret.ipynb #e3d8d5f5
 def integrated_gradients(
     f,                # `(m, n, k) -> (m,)`
     x:Tensor,         # Where the way ends, (n, k); it begins at zero
@@ -386,7 +386,7 @@ def _as_validated(parts):
             stack.enter_context(evaluating(part.model))
         yield
 
-
+# %% ../nbs/52_interpret.ipynb #675df3eb
 class _Reading:
     "How a classifier reads a text. All that is of tokens is in the order of the text here."
     def __init__(self, learn, text):
@@ -408,7 +408,7 @@ class _Reading:
         at = (at.flip(1) if self.turned else at)[:, self.start:]
         return _read_embedded(self.model, at.transpose(0, 1).contiguous().transpose(0, 1), _expand(self.state, len(at)))
 
-
+# %% ../nbs/52_interpret.ipynb #eec8ba37
 def _attribute(learn, text, category, n_steps):
     if any(_cut(part, text) != _cut(_parts(learn)[0], text) for part in _parts(learn)[1:]):
         raise ValueError("The parts cut this text into different tokens, which have no common places: look at each "
@@ -440,7 +440,7 @@ def surprisal(
     if learn.dls.backwards: tokens,scores = tokens[::-1],scores[::-1]
     return ScoredTokens(tokens, scores, _mean_nats(scores))
 
-
+# %% ../nbs/52_interpret.ipynb #d1d64b94
 def _mean_surprisal(learn, text):
     found = learn.score([text if isinstance(text, str) else list(text)])[0]
     if not found.tokens: raise ValueError("The text has no words, and nothing that could surprise.")
@@ -497,7 +497,7 @@ def document_losses(
     n = corpus.lengths - 1
     return torch.where(n > 0, nats / n.clamp(min=1), math.nan)
 
-
+# %% ../nbs/52_interpret.ipynb #fb47e780
 def _losses_of_parts(learn, corpus, bs):
     "Of parts that all read `xxbos` first, and then the words from one end or from the other."
     docs,means = [doc.flip(0) if learn.parts[0].dls.backwards else doc for doc in corpus], []
@@ -507,7 +507,7 @@ def _losses_of_parts(learn, corpus, bs):
         with part.averaged(), part.precision.context(): means.append(list(in_batches(turned, mean_nats, bs)))
     return torch.tensor(means).mean(0)
 
-
+# %% ../nbs/52_interpret.ipynb #fc5ebc93
 def _nats(learn, x, y):
     "Sums over the rows, read window by window."
     total,state,n = torch.zeros(len(x), device=x.device), None, learn.dls.seq_len
@@ -516,7 +516,7 @@ def _nats(learn, x, y):
         total,state = total + learn.model.nll(out.dropped, y[:, start:start + n]).float().sum(1), out.state
     return total
 
-
+# %% ../nbs/52_interpret.ipynb #35f91dbc
 def most_surprising(
     learn:LMLearner|LMEnsemble, # A language model, or several
     part='valid',       # `'train'`, `'valid'`, `'test'`, or a list of texts
@@ -549,7 +549,7 @@ def _first(dls):
                              f"leaks(dls.parts[{i}]).")
     return first
 
-
+# %% ../nbs/52_interpret.ipynb #250d5df5
 def _same_documents(one, two, first, other):
     "Whether two loaders hold the same documents, as far as their vocabularies let one see."
     if two is None or len(one.corpus) != len(two.corpus): return False
@@ -557,7 +557,7 @@ def _same_documents(one, two, first, other):
     theirs = two.corpus if first.backwards == other.backwards else two.corpus.reversed()
     return torch.equal(one.corpus.lengths, theirs.lengths) and torch.equal(one.corpus.ids, theirs.ids)
 
-
+# %% ../nbs/52_interpret.ipynb #24a464bc
 def leaks(
     dls:TextDataLoaders|EnsembleData, # Data of a language model, of a classifier, or of an ensemble
     threshold:float=.8,   # How alike documents must be: the share of common runs of three tokens
