@@ -294,10 +294,10 @@ class Results:
             os.fsync(f.fileno())
         part.replace(self.file)
 
-
+# %% ../nbs/53_recipes.ipynb #1846f2ba
 def _versions(): return {'awdtext': __version__, 'torch': torch.__version__}
 
-# %% ../nbs/53_recipes.ipynb #1846f2ba
+
 def _read_results(file, settings):
     try: content = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{file} is damaged ({e}): delete it, or give another folder.") from e
