@@ -27,7 +27,7 @@ def _place(out):
         raise OSError(f"Nothing can be written to {there} ({e.strerror}): name another folder with --out.") from e
     return out
 
-
+# %% ../nbs/58_cli.ipynb #ba6ba674
 def _source(data):
     path = Path(data)
     if not path.exists(): raise FileNotFoundError(f"There is no file or folder {path}.")
@@ -36,7 +36,7 @@ def _source(data):
 
 def _is_csv(path): return '.csv' in [suffix.lower() for suffix in path.suffixes]  # also .csv.gz and .CSV
 
-
+# %% ../nbs/58_cli.ipynb #d5bfc2b6
 def _listed(text, option):
     "What an option lists, separated and quoted as the cells of a CSV."
     try: found = next(csv.reader([text], strict=True), [])
@@ -52,7 +52,7 @@ def _check_columns(path, text_col):
     "Raise if columns are asked of what has none."
     if text_col is not None: raise ValueError(f"--text-col {text_col} is of a CSV, and {path} is none: leave it out.")
 
-
+# %% ../nbs/58_cli.ipynb #024e9608
 def _share(path, valid_pct):
     "None where `path` has its own validation part."
     return None if all((path / p).is_dir() for p in ('train', 'valid')) else valid_pct
@@ -71,7 +71,7 @@ def _lm_data(data, text_col, valid_pct, tokenized, tokens, lang, min_freq, max_v
     say(f"{data}: {dls.summary()}.")
     return dls
 
-
+# %% ../nbs/58_cli.ipynb #92cab316
 def _tokenizer(tokens, lang, max_vocab=None):
     "What cuts texts into words, subwords or characters."
     from awdtext.data.tokenizer import CharTokenizer, SpacyTokenizer, SubwordTokenizer, Tokenizer
@@ -80,7 +80,7 @@ def _tokenizer(tokens, lang, max_vocab=None):
     if tokens == 'subwords': return SubwordTokenizer() if max_vocab is None else SubwordTokenizer(max_vocab)
     raise ValueError(f"--tokens {tokens}: use words, subwords or chars.")
 
-
+# %% ../nbs/58_cli.ipynb #db035646
 def _read_lm_data(data, text_col, valid_pct, tokenized, **rest):
     from awdtext.data.dataloaders import TextDataLoaders
     from awdtext.data.datasets import docstrings
@@ -160,7 +160,7 @@ def train_lm(
     if learn.interrupted: raise KeyboardInterrupt
     _report(learn)
 
-
+# %% ../nbs/58_cli.ipynb #46e18eb0
 _SCHEDULES = {'constant': 'fit', 'flat-cos': 'fit_flat_cos', 'one-cycle': 'fit_one_cycle', 'ntasgd': 'fit_ntasgd'}
 
 
@@ -171,7 +171,7 @@ def _optimizer(schedule, lr):
     from awdtext.training.optim import SGD
     return {'opt_func': SGD, 'lr': 30. if lr is None else lr}
 
-
+# %% ../nbs/58_cli.ipynb #2fbe383b
 def _fit(learn, name, n_epoch, lr, schedule='one-cycle', checkpoint=None):
     "Train; if the loss is no number any more, leave what whole epochs have learned, and pass the error on."
     stages = [n_epoch, n_epoch] if schedule == 'ntasgd' else [n_epoch]
@@ -343,7 +343,7 @@ def ulmfit(
           config=config, lm_epochs=lm_epochs, class_weights=weights, pseudo_labels=pseudo_labels,
           tok_tfm=tokenizer, seed=seed)
 
-
+# %% ../nbs/58_cli.ipynb #d5325c5f
 def _plain_texts(path, columns):
     "The columns of a CSV, or the lines of a text file."
     from awdtext.data.dataloaders import read_text
@@ -365,7 +365,7 @@ def _csv(path, columns, as_text):
     if missing: raise KeyError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, df.columns))}.")
     return df
 
-
+# %% ../nbs/58_cli.ipynb #bf64bebc
 def _fields(learn): return getattr(learn, 'parts', [learn])[0].dls.fields
 
 
@@ -382,7 +382,7 @@ def _documents(df, columns):
     "Rows of a frame as a learner takes them: texts, or tuples of texts."
     return df[columns[0]].tolist() if len(columns) == 1 else list(zip(*(df[name] for name in columns)))
 
-
+# %% ../nbs/58_cli.ipynb #280a017d
 def _lm_texts(learn, data, text_col):
     "The documents of a text file or of a CSV's columns; where they are tokenised already, all as one."
     path,tok = _file(data),learn.dls.tokenizer
@@ -396,7 +396,7 @@ def _lm_texts(learn, data, text_col):
     whole = ' '.join(f'{line} <eos>' if '<eos>' in learn.dls.vocab else line for line in lines)
     return [whole if tok else whole.split()]
 
-
+# %% ../nbs/58_cli.ipynb #239b284b
 def _labelled_dl(learn, data, text_col, label_col, label_delim):
     from awdtext.data.dataloaders import split_labels
     labeler,columns = learn.dls.labeler, _text_columns(learn, text_col)
@@ -428,7 +428,7 @@ def evaluate(
     n = len((dl[0] if isinstance(dl, list) else dl).targets)               # of an ensemble, a loader for each part
     say(', '.join([*figures, f'{n:,} documents']))
 
-
+# %% ../nbs/58_cli.ipynb #4b636722
 def predict(
     model:str,   # classifier.safetensors, or language_model.safetensors for the next words
     *texts:str,  # The texts; lines of standard input if none is given, and no DATA
@@ -446,7 +446,7 @@ def predict(
         if learn.kind == 'language_model': say(learn.predict(text, 20, temperature=0))
         else: _show_answer(learn.predict(_check_marked(text, _fields(learn))), [text])
 
-
+# %% ../nbs/58_cli.ipynb #6f8d999d
 def _predict_table(learn, path, text_col):
     if learn.kind == 'language_model': raise ValueError("--data is for classifiers: give a language model texts.")
     columns = _text_columns(learn, text_col)
@@ -463,7 +463,7 @@ def _check_marked(text, fields):
     raise ValueError(f"This classifier reads the columns {', '.join(map(repr, fields))}: give it a CSV that has them, "
                      "with --data.")
 
-
+# %% ../nbs/58_cli.ipynb #0e1259ac
 def _show_answer(answer, texts):
     from awdtext.core import say
     say('\t'.join([*_answer(*answer), *(' '.join(text.split()) for text in texts)]))
@@ -516,7 +516,7 @@ def generate(
         if stream: _show_pieces(learn.stream(prompt, n_words, seed=first, **how))
         else: _show_texts(learn.generate([prompt] * min(64, n_texts - i), n_words, seed=first, **how), logps)
 
-
+# %% ../nbs/58_cli.ipynb #37a42b8b
 def _check_way(draw, beam_sz, length_penalty, logps):
     "Raise if some options mean nothing beside others."
     given = [f"--{name.replace('_', '-')}" for name, value in draw.items() if value is not None]
@@ -531,7 +531,7 @@ def _check_writer(learn, model, command):
     if learn.kind == 'classifier': raise ValueError(f"{model} is a classifier; {command} needs a language model.")
     return learn
 
-
+# %% ../nbs/58_cli.ipynb #1c90293e
 def _show_texts(texts, logps):
     from awdtext.core import say
     for text in texts:
@@ -584,7 +584,7 @@ def usage()->str: # Some lines
     lines = [f"  {name.ljust(width)}  {func.__doc__}" for name, func in COMMANDS.items()]
     return '\n'.join(["usage: awdtext COMMAND [options]", '', *lines, '', "awdtext COMMAND --help shows its options."])
 
-
+# %% ../nbs/58_cli.ipynb #4124d951
 def main(
     argv:list[str]|None=None, # The command line without the program's name; `sys.argv` if None
 )->int:                       # Exit status
@@ -603,7 +603,7 @@ def main(
         return 1
     finally: _drop_output()
 
-
+# %% ../nbs/58_cli.ipynb #6c251d6c
 def _run(argv):
     "The command's exit status, when all that it says is written."
     try: return _obey(argv)
@@ -619,7 +619,7 @@ def _drop_output():
     try: _write_output()
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
+# %% ../nbs/58_cli.ipynb #6d0b581e
 def _obey(argv):
     if not argv or argv[0] in ('-h', '--help', '--version'):
         print(version('awdtext') if argv == ['--version'] else usage())

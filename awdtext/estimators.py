@@ -57,7 +57,7 @@ def _texts(X, fields):
         if not isinstance(text, str): raise ValueError(f"sample {i} of X is {text!r}, not a text: give strings.")
     return texts
 
-
+# %% ../nbs/55_estimators.ipynb #f5941146
 def _labels(texts, y):
     "Classes, and the place of each label among them."
     if y is None: raise ValueError("This classifier requires y to be passed, but the target y is None.")
@@ -72,7 +72,7 @@ def _labels(texts, y):
         raise ValueError(f"all labels are of one class, {classes.tolist()[0]!r}: a classifier needs two at least.")
     return classes, targets.tolist()
 
-
+# %% ../nbs/55_estimators.ipynb #196dd5b1
 def _weights(class_weight, classes, targets):
     "A weight for each of `classes`, by the rules of scikit-learn; None if there are none."
     if class_weight is None: return None
@@ -99,7 +99,7 @@ def _same_randomness():
     try: yield
     finally: set_random_states(states)
 
-
+# %% ../nbs/55_estimators.ipynb #6c7b7b03
 def _dls(est, texts, labels=None, seed=None):
     "Loaders of `texts`, all of them for training; words as the encoder has them, if there is one."
     own = {'tok_tfm': est.tok_tfm, 'min_freq': est.min_freq, 'max_vocab': est.max_vocab}
@@ -116,7 +116,7 @@ def _dls(est, texts, labels=None, seed=None):
     dls.valid = None
     return dls
 
-
+# %% ../nbs/55_estimators.ipynb #251bfa72
 def _train(est, learn, fit):
     if not est.verbose: learn.remove_cb(ProgressCallback)
     fit(learn)

@@ -114,7 +114,7 @@ def older(
     "Settings of dynamic evaluation by the paper's equations (`--oldhyper` of `dynamiceval.py`)."
     return lr / n_batches**.5, decay / n_tensors, eps / n_batches**.5, 5
 
-
+# %% ../nbs/53_recipes.ipynb #64bc431b
 _qrnn = dict(arch='QRNN', n_hid=1550, n_layers=4, weight_p=.1, input_p=.4)
 _mos = dict(n_experts=15, latent_p=.29)
 _adam = dict(optimizer='adam', alpha=0., beta=0., embed_p=0., input_p=.1)
@@ -142,6 +142,7 @@ wt2_mos = Recipe('wt2_mos', **_mos, emb_sz=300, n_hid=1150, n_hid_last=650, inpu
 wt2_one_cycle = Recipe('wt2_one_cycle', optimizer='one_cycle', hidden_p=.2, input_p=.6, alpha=3., beta=2., clip=.1,
                        wd=.1, lr=5e-3, bs=104, bptt=72, epochs=90)
 
+# %% ../nbs/53_recipes.ipynb #705b12c0
 RECIPES = {r.name: r for r in (ptb_lstm, wt2_lstm, ptb_qrnn, wt2_qrnn, wt103_qrnn, enwik8_lstm, ptb_char_lstm, ptb_mos,
                                wt2_mos, wt2_one_cycle)}
 
@@ -195,14 +196,14 @@ def recipe_data(
     if recipe.tokens == 'chars': _check_chars(recipe, dls.vocab, data)
     return dls
 
-
+# %% ../nbs/53_recipes.ipynb #426ac958
 def _check_chars(recipe, vocab, data):
     words = [t for t in vocab.itos if len(t) > 1 and t not in ('<eos>', '<unk>', *special_tokens)]
     if words:
         raise ValueError(f"{recipe.name} reads characters that stand between blanks, but {data} holds words, such as "
                          f"{words[0]!r}: give the character-level files, or choose a recipe for words.")
 
-
+# %% ../nbs/53_recipes.ipynb #e14c041a
 def _byte_loaders(recipe, files):
     corpora = [_byte_corpus(recipe, file) for file in files]
     train = LMDataLoader(corpora[0], recipe.bs, recipe.bptt, random_bptt=True, seed=recipe.seed)
@@ -293,7 +294,7 @@ class Results:
             os.fsync(f.fileno())
         part.replace(self.file)
 
-
+# %% ../nbs/53_recipes.ipynb #1846f2ba
 def _versions(): return {'awdtext': __version__, 'torch': torch.__version__}
 
 
@@ -347,7 +348,7 @@ class _BeforeFinetuning(Callback):
     def before_fit(self, learn):
         if learn.recorder.stage == 2: self.work()
 
-
+# %% ../nbs/53_recipes.ipynb #cd2996f1
 def _fit(learn, recipe, out, every, between):
     "Train, or load what is trained already; what the user interrupts ends here."
     keep,folder = KeepBest(), out / 'checkpoints'
@@ -363,7 +364,7 @@ def _fit(learn, recipe, out, every, between):
     if learn.interrupted: raise KeyboardInterrupt
     keep.restore(learn)
 
-
+# %% ../nbs/53_recipes.ipynb #a224eb6d
 def _curve(learn, stage):
     seconds = sum(row['time'] for row in learn.record if row.get('stage', 1) == stage)
     return {'curve': learn.record, 'seconds': seconds}
@@ -386,7 +387,7 @@ def _cached(learn, recipe):
     cache = NeuralCache(*recipe.cache) if recipe.cache else tune_cache(learn.model, _beginning(learn))[0].settings
     return {'cache': {**_figures(learn, recipe, cache=cache), **asdict(cache), 'tuned': recipe.cache is None}}
 
-
+# %% ../nbs/53_recipes.ipynb #97dcaea7
 def _dynamic(learn, recipe):
     stats = gradient_statistics(learn.model, learn.dls.train.corpus.ids)
     settings = DynamicEvaluation(*recipe.dynamic) if recipe.dynamic else _tuned_dynamic(learn, recipe, stats)

@@ -37,7 +37,7 @@ def label_counts(
     else: counts = targets.sum(0).long()
     return dict(zip(map(label_text, labeler.categories), counts.tolist()))
 
-
+# %% ../nbs/56_report.ipynb #d06a737a
 def _label_lines(dls):
     "Lines about the labels, and what is wrong with them."
     if not isinstance(dls.labeler, Categorize | MultiCategorize):
@@ -49,7 +49,7 @@ def _label_lines(dls):
     if len(shown) > 12: lines.append(('', f'and {len(shown) - 12} more, down to {train[shown[-1]]:,}'))
     return lines, _label_warnings(train, valid)
 
-
+# %% ../nbs/56_report.ipynb #166c918c
 def _few(names, n=5): return ', '.join(map(repr, names[:n])) + (f' and {len(names) - n} more' if len(names) > n else '')
 
 
@@ -80,7 +80,7 @@ class Pace(Callback):
         self.last,self.n = now,self.n + 1
         if self.n > self.n_batches: raise CancelFitException
 
-
+# %% ../nbs/56_report.ipynb #0018bfe9
 def pace_of(
     learn:TextLearner, # With training data; nothing has happened to it afterwards
     n_batches:int=5,   # Steps that are measured
@@ -91,7 +91,7 @@ def pace_of(
         rehearse(learn, pace, n_batches + 1, 'steps')
     return pace
 
-
+# %% ../nbs/56_report.ipynb #9e56dfe2
 def seconds_of(
     learn:TextLearner, # Its data are counted
     pace:Pace,         # After some steps
@@ -101,7 +101,7 @@ def seconds_of(
     train,valid = (dl.corpus.n_tokens if dl is not None else 0 for dl in (learn.dls.train, learn.dls.valid))
     return n_epoch * (train + valid / 3) * pace.seconds / max(pace.tokens, 1)
 
-
+# %% ../nbs/56_report.ipynb #af4a0a5c
 def peak_memory(
     device:torch.device, # Of the model
 )->int|None:             # Bytes; None where the system does not tell
@@ -111,7 +111,7 @@ def peak_memory(
     except ModuleNotFoundError: return None                                              # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
-
+# %% ../nbs/56_report.ipynb #c3491186
 def _bytes(n): return f'{n / 1e9:.1f} GB' if n >= 1e9 else f'{n / 1e6:.1f} MB'
 def _duration(seconds): return format_hours(seconds) if seconds >= 60 else f'{seconds:.0f} s'
 
@@ -141,7 +141,7 @@ def _unknown(corpus, vocab):
     unk_idx = -1 if vocab.unk_idx is None else vocab.unk_idx
     return (corpus.ids == unk_idx).float().mean().item()
 
-
+# %% ../nbs/56_report.ipynb #9f80bdeb
 def _data_warnings(dls, duplicates):
     for name, dl in (('training', dls.train), ('validation', dls.valid)):
         if (n := int((dl.corpus.lengths < 2).sum())): yield f'{n:,} {name} document(s) have no word at all.'
@@ -151,7 +151,7 @@ def _data_warnings(dls, duplicates):
         yield (f'{len(duplicates):,} validation documents are in the training part: see leaks(dls), and drop them '
                'from one of the two.')
 
-
+# %% ../nbs/56_report.ipynb #e9e03de9
 def training_report(
     learn:TextLearner,   # Of a language model or a classifier, with its data
     n_epoch:int=1,       # Passes for which time is told
@@ -211,7 +211,7 @@ svg { max-width: 100%; height: auto }
 pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-radius: .5rem }
 """
 
-
+# %% ../nbs/56_report.ipynb #c63d603f
 def _section(title, *parts):
     body = '\n'.join(f'<div class="scroll">{part}</div>' for part in parts if part)
     return f'<h2>{escape(title)}</h2>\n{body}' if body else ''
@@ -219,7 +219,7 @@ def _section(title, *parts):
 
 def _pre(text): return f'<pre>{escape(str(text))}</pre>' if text else ''
 
-
+# %% ../nbs/56_report.ipynb #ef74942a
 def _cards(learn):
     "The most important figures of the last epoch, and what it took."
     last = {k: v for k, v in learn.record[-1].items() if k not in ('epoch', 'stage', 'time') and not k.endswith('/s')}
@@ -278,7 +278,7 @@ def _recipe(learn):
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td>{escape(v)}</td></tr>' for k, v in own.items() if v)
     return f'<table>{rows}</table>'
 
-
+# %% ../nbs/56_report.ipynb #d25d5828
 def _figures(record):
     "The record as a table."
     names = list(dict.fromkeys(k for line in record for k in line))
@@ -301,7 +301,7 @@ def write_report(
              _section('Recipe', _recipe(learn), _pre(card))]
     return _write_page(learn.path / file, title, parts)
 
-
+# %% ../nbs/56_report.ipynb #e25487fa
 def _write_page(path, title, parts):
     "Write the page completely, or not at all."
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'

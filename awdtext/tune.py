@@ -57,7 +57,7 @@ def _ends(name, values):
         raise ValueError(f"space[{name!r}] is {values!r}: {least} is too small; rates and logarithms are above 0.")
     return least, max(numbers)
 
-
+# %% ../nbs/54_tune.ipynb #99eee116
 def read_space(
     space,                # Name of one of `spaces`, or name of a setting -> what may be drawn; `overall` if None
     config:AWDLSTMConfig, # Whatever is not searched
@@ -169,7 +169,7 @@ def _study(out, settings, n_epoch):
         with _quiet(): yield _load_study(out / _files['journal'], settings, n_epoch)
     finally: lock.release()
 
-
+# %% ../nbs/54_tune.ipynb #e483fc9f
 @contextmanager
 def _quiet():
     "Within this context optuna logs only warnings: what is to be told, we tell."
@@ -179,7 +179,7 @@ def _quiet():
     try: yield
     finally: optuna.logging.set_verbosity(verbosity)
 
-
+# %% ../nbs/54_tune.ipynb #6901e2f9
 def _load_study(path, settings, n_epoch):
     import optuna
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=n_epoch // 3)
@@ -224,7 +224,7 @@ def tune(
         result.save(out)
     return result
 
-
+# %% ../nbs/54_tune.ipynb #ce53f604
 def _aside(trial, dls, config, n_epoch, seed):
     with _from_the_start(dls, seed): return _train(trial, dls, config, n_epoch)
 
@@ -255,7 +255,7 @@ def _search(study, n_trials, space, seed, train):
 
 def _ended(study): return [t for t in study.get_trials(deepcopy=False) if t.state.name in ('COMPLETE', 'PRUNED')]
 
-
+# %% ../nbs/54_tune.ipynb #f232bb4a
 def _row(trial):
     "A trial as a line of the table."
     losses = list(trial.intermediate_values.values())
@@ -316,12 +316,12 @@ class Tuning:
         self.table.to_csv(out / _files['table'], index=False)
         (out / _files['best']).write_text(json.dumps(self.best, indent=1) + '\n', encoding='utf-8')
 
-
+# %% ../nbs/54_tune.ipynb #9058c9be
 def _need_complete(study):
     if all(t.state.name != 'COMPLETE' for t in _ended(study)):
         raise ValueError(f"All {len(_ended(study))} trials diverged: search lower rates, in another folder.")
 
-
+# %% ../nbs/54_tune.ipynb #996edf5c
 def _importances(study):
     "Optuna looks at complete trials only: so it is given a copy in which all are."
     import optuna
@@ -360,7 +360,7 @@ def _plot(figure, table, importances, distributions):
     slices[0].legend(fontsize='small')
     return [bars, *slices]
 
-
+# %% ../nbs/54_tune.ipynb #7654ab24
 def _slice(ax, table, name, distribution, first):
     "Loss against one setting; those that diverged stand at the upper edge."
     for end, (marker, color) in _marks.items():

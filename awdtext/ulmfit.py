@@ -116,7 +116,7 @@ def read_texts(
     if isinstance(texts, (str, bytes)): raise TypeError(f"texts is one text, {str(texts)[:40]!r}: give a list.")
     return [check_text(text, i) for i, text in enumerate(texts)]
 
-
+# %% ../nbs/57_ulmfit.ipynb #950f758e
 def read_labelled(
     labelled,                    # A DataFrame, or `(texts, labels)`
     text_col:str|int|list='text', # Column of the texts
@@ -134,7 +134,7 @@ def read_labelled(
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
     return Docs(texts, [None if is_missing(label) or is_blank(label) else label for label in labels])
 
-
+# %% ../nbs/57_ulmfit.ipynb #c77fe1cd
 def _column_labels(df, label_col, y_block):
     "Labels of a frame; of several columns None where all are missing."
     labels,block = frame_labels(df, label_col, None, y_block)
@@ -143,7 +143,7 @@ def _column_labels(df, label_col, y_block):
     if y_block is not None or not block.encoded: return labels
     return [row if row is None else block.names([row], [i])[0] for i, row in zip(df.index, labels)]
 
-
+# %% ../nbs/57_ulmfit.ipynb #6fa638b3
 def _check_fields(parts, fields):
     "Raise before an hour is spent if a document lacks the marks of its fields."
     for docs in parts:
@@ -191,7 +191,7 @@ class ULMFiTData:
 
 def _key(text): return ' '.join(text.split())
 
-
+# %% ../nbs/57_ulmfit.ipynb #35255ece
 def _once(docs, keep_out):
     "Documents whose text is not in `keep_out`, each with the same label once; how many copies, and how many kept out."
     seen,kept,n_out = set(), [], 0
@@ -240,13 +240,13 @@ def split_data(
                     'texts kept from the language model that are validation or test texts': out})
     return ULMFiTData(lm, lm_valid, train, valid, test, notes)
 
-
+# %% ../nbs/57_ulmfit.ipynb #6525a608
 def _check_part(name, part):
     if part and not part.texts: raise ValueError(f"{name}= holds no documents: give some, or None.")
     n = sum(label is None for label in part.labels) if part else 0
     if n: raise ValueError(f"{n} of {len(part.labels)} documents of {name}= have no label: leave them out.")
 
-
+# %% ../nbs/57_ulmfit.ipynb #3bb70dfe
 def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     if not labelled.texts: raise ValueError("there is no labelled text to learn from.")
     block = as_label_block(y_block)
@@ -261,7 +261,7 @@ def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
                                       + number_hint(strata))
     return [Docs(*([column[i] for i in idxs] for column in labelled)) for idxs in parts]
 
-
+# %% ../nbs/57_ulmfit.ipynb #d6daaa91
 def _lm_parts(texts, seed, settings):
     if len(texts) < 2: raise ValueError(f"{len(texts)} text(s) make no language model: give more.")
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -354,7 +354,7 @@ def _costs(job, dls, part, configs, seconds):
         costs.append(cost(config, _speed(job, dls, config)) if has_chance else guess)
     return costs[::-1]
 
-
+# %% ../nbs/57_ulmfit.ipynb #324dbe9c
 def _speed(job, dls, config):
     "Seconds of training per multiplication, of this model."
     learn = language_model_learner(dls, config=config, drop_mult=job.settings.lm_drop_mult,
@@ -385,7 +385,7 @@ def _make_plan(job):
                      'pseudo_steps': costs[i].pseudo_steps, 'seconds': [share * passes * costs[i].lm, costs[i].clas],
                      'lm_texts': lm_texts}}
 
-
+# %% ../nbs/57_ulmfit.ipynb #8e79742b
 def _clas_plan(job, per_char, seconds):
     "The steps of the classifiers, with fewer passes each if there is no time for all, and their seconds."
     s,train,n_pseudo = job.settings, sum(map(len, job.data.train.texts)), job.how['pseudo_labels']
@@ -438,7 +438,7 @@ def _language_model(job, way):
     best.restore(learn)
     job.stage(name, partial(_lm_results, job, learn, way))
 
-
+# %% ../nbs/57_ulmfit.ipynb #d53b86f2
 def _lm_results(job, learn, way):
     learn.save_encoder(f'encoder_{way}')
     learn.export(f'language_model_{way}')
@@ -448,7 +448,7 @@ def _lm_results(job, learn, way):
                                       'unknown': dls.unk_rate},
             'leaks': _leaks(job), 'seconds': sum(row['time'] for row in learn.record)}
 
-
+# %% ../nbs/57_ulmfit.ipynb #5549e7f5
 def _leaks(job):
     "How many validation and test documents stand, nearly the same, in what is trained on."
     found = {}
@@ -495,7 +495,7 @@ def _classifier_learner(job, way, train, bs):
                                    class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
                                    precision=job.how['precision'])
 
-
+# %% ../nbs/57_ulmfit.ipynb #121e5fcf
 def _classifier(job, way):
     "The trained classifier, or the one that was trained before."
     name,learn = f'{way} classifier', _classifier_learner(job, way, job.data.train, job.settings.clas_bs)
@@ -505,7 +505,7 @@ def _classifier(job, way):
     job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}'))
     return learn.unfreeze()
 
-
+# %% ../nbs/57_ulmfit.ipynb #a8a2da39
 def _take_steps(job, learn, steps, name):
     "Gradual unfreezing; the best weights of all steps stay."
     best,n_groups = KeepBest(reset_on_fit=False), len(learn.splitter(learn.model))
@@ -524,7 +524,7 @@ def _fit_step(job, learn, n, lr, checkpoint, cbs):
     cbs = [*cbs, ParamScheduler({'lr': (lr, slanted_triangular())})]
     return job.fit(learn.fit, n, lr, checkpoint=checkpoint, cbs=cbs)
 
-
+# %% ../nbs/57_ulmfit.ipynb #a2bb7c21
 def _classifier_results(learn, name, weights):
     learn.save(weights, with_opt=False)
     return {name: {**learn.validate_figures(), 'epochs': len(learn.record)},
@@ -584,7 +584,7 @@ def tfidf_classifier(
     tfidf = TfidfVectorizer(token_pattern=_a_word, ngram_range=(1, 2), sublinear_tf=True, max_features=max_features)
     return make_pipeline(tfidf, LogisticRegression(C=10, max_iter=1000)).fit(texts, labels)
 
-
+# %% ../nbs/57_ulmfit.ipynb #db24129f
 def _tfidf(data, y_block):
     "Its figures on the validation part; None without scikit-learn, nothing where there is nothing to compare."
     block = _label_block(data, y_block)
@@ -595,7 +595,7 @@ def _tfidf(data, y_block):
     except ImportError: return {'tfidf': None}
     return {'tfidf': {'accuracy': float(peer.score(data.valid.texts, valid.tolist()))}}
 
-
+# %% ../nbs/57_ulmfit.ipynb #4861acc3
 def _tfidf_row(content):
     figures = content['figures']['tfidf']
     return ('TF-IDF, for comparison', f"validation {_said(figures, content['settings']['n_validation'])} (logistic "
@@ -609,7 +609,7 @@ def _figures(learn, job):
     if job.data.test: found['test'] = learn.validate_figures(learn.dls.test_dl(*job.data.test))
     return {'figures': {**found, **_tfidf(job.data, job.how['y_block'])}}
 
-
+# %% ../nbs/57_ulmfit.ipynb #9f937134
 def _said(figures, n):
     "Figures as a reader wants them; an accuracy with its standard error."
     def one(name, value):
@@ -617,7 +617,7 @@ def _said(figures, n):
         return f"{name.replace('valid_loss', 'loss')} {value:.4f}{error}"
     return ', '.join(one(name, value) for name, value in figures.items() if name != 'epochs')
 
-
+# %% ../nbs/57_ulmfit.ipynb #2cc236f1
 def recipe_card(
     content:dict, # Of the `results.json` of a run
 )->Report:        # Some lines
@@ -639,7 +639,7 @@ def recipe_card(
              ('made with', f"seed {how['how']['seed']}, awdtext {versions['awdtext']}, torch {versions['torch']}")]
     return Report('\n'.join(['Recipe card', *(f'{name:<24}{value}' for name, value in rows)]))
 
-
+# %% ../nbs/57_ulmfit.ipynb #2ab896d8
 def _way_rows(content, way):
     "Two lines on one direction."
     how,plan,s = content['settings'], content['plan'], content['settings']['settings']
@@ -656,7 +656,7 @@ def _way_rows(content, way):
 
 def _steps_said(steps): return '; '.join(f'{n} pass(es) from group {first} on at {lr:g}' for first, n, lr in steps)
 
-
+# %% ../nbs/57_ulmfit.ipynb #437df3b6
 def _second_row(content, way):
     "A line on pseudo-labels and what came of them."
     clas,found = content[f'{way} second classifier'], content[f'{way} pseudo-labels']
@@ -679,7 +679,7 @@ def _run(data, out, ways, settings, how):
         'settings': plain(asdict(settings)), 'tokenizer': _described(how['tok_tfm']),
         'how': {name: plain(value) for name, value in how.items() if name not in ('every', 'tok_tfm')}})
 
-
+# %% ../nbs/57_ulmfit.ipynb #50b3333e
 def _listed(numbers):
     "Names with the highest numbers, in a line."
     names = sorted(numbers, key=numbers.get, reverse=True)
@@ -687,7 +687,7 @@ def _listed(numbers):
     shown = [f'{k} {n:,}' if isinstance(n := numbers[k], int) else f'{k} {n:.4g}' for k in names[:12]]
     return ', '.join(shown) + more
 
-
+# %% ../nbs/57_ulmfit.ipynb #be866705
 def _described(tokenizer):
     "What must be the same in the call that goes on. Raises now if no file will be able to hold the tokenizer."
     try: return plain(tokenizer.to_dict())
@@ -699,7 +699,7 @@ def _described(tokenizer):
 def _plain_label(label): return label if isinstance(label, (str, list)) else getattr(label, 'item', lambda: label)()
 def _digest(items): return hashlib.sha256('\0'.join(map(str, items)).encode('utf-8', 'replace')).hexdigest()[:16]
 
-
+# %% ../nbs/57_ulmfit.ipynb #0c53f18a
 def _check_place(out, settings, config):
     "Raise if the run can have no folder, or its numbers are not for this model."
     if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"out={str(out)!r} is a file: name a folder.")
@@ -753,7 +753,7 @@ def ulmfit(
     if pseudo_labels: _check_pseudo_labels(pseudo_labels, data, y_block)
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
-
+# %% ../nbs/57_ulmfit.ipynb #4f3ce614
 def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
@@ -768,7 +768,7 @@ def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tf
                 every=every, tok_tfm=make_tokenizer(tok_tfm, None), pseudo_labels=pseudo_labels,
                 precision=_precision(precision))
 
-
+# %% ../nbs/57_ulmfit.ipynb #a2e06f10
 def _check_pseudo_labels(n, data, y_block):
     "Raise, before an hour is spent, if there can be none."
     check_single_label(_label_block(data, y_block).labeler)
@@ -776,12 +776,12 @@ def _check_pseudo_labels(n, data, y_block):
     if data.unlabelled(1): return
     raise ValueError(f"pseudo_labels={n}, but there is no text without a label: give some, or 0.")
 
-
+# %% ../nbs/57_ulmfit.ipynb #99a72221
 def _precision(wanted):
     has = supported('bf16' if wanted is None else wanted, default_device())      # raises if there is no such
     return wanted or ('bf16' if has else 'fp32')
 
-
+# %% ../nbs/57_ulmfit.ipynb #82e22f54
 def _carry_out(job):
     "The learner with its card, which is printed; both are in the folder."
     job.stage('plan', partial(_make_plan, job))

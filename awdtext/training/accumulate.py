@@ -51,7 +51,7 @@ class GradientAccumulation(Callback):
         "Go on counting."
         self.seen,self.weight,self.unit = state['seen'],state['weight'],state['unit']
 
-
+# %% ../../nbs/training/31_accumulate.ipynb #d4eb8ead
 def _n_rows(x): return _n_rows(x[0]) if isinstance(x, (tuple, list)) else len(x)
 
 

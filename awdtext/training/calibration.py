@@ -157,7 +157,7 @@ def fit_temperature(
         else: above = middle
     return math.exp(-middle)
 
-
+# %% ../../nbs/training/37_calibration.ipynb #4083d98d
 def with_temperature(
     probs:Tensor,        # Probabilities, (n, n_classes)
     temperature:float,   # From `fit_temperature`

@@ -50,7 +50,7 @@ def bundle_path(
     path = Path(path)
     return path if path.suffix == '.safetensors' else path.with_name(path.name + '.safetensors')
 
-
+# %% ../../nbs/training/28_checkpoint.ipynb #a7819243
 def write_bundle(
     path:str|Path,  # `.safetensors` is added if missing; folders are made
     tree:dict,      # Tensors, strings, numbers, None, in dicts and lists
@@ -75,7 +75,7 @@ def write_bundle(
     if os.name == 'posix': _sync(path.parent, os.O_RDONLY)
     return path
 
-
+# %% ../../nbs/training/28_checkpoint.ipynb #708304cc
 def _checksum(tensor): return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
@@ -104,7 +104,7 @@ def read_bundle(
         raise ValueError(f"{path} holds a bundle of kind {head['kind']!r}, but one of kind {needed} is needed.")
     return {**_join(head['tree'], tensors), 'kind': head['kind']}
 
-
+# %% ../../nbs/training/28_checkpoint.ipynb #9c12da43
 def _read(path, device):
     try:
         with safe_open(path, 'pt', device=str(device)) as f:

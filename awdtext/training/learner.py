@@ -590,7 +590,7 @@ def _untouched(learn):
         set_loaders(learn.dls, before)
         set_random_states(before['random'])
 
-
+# %% ../../nbs/training/39_learner.ipynb #dfefa55c
 class _Ticks(Callback):
     "A bar over a rehearsal."
     order = -30

@@ -45,7 +45,7 @@ class CSVLogger(Callback):
         "Go on, and read none of this run's own lines as if they were older."
         self.kept = state['kept']
 
-
+# %% ../../nbs/training/30_loggers.ipynb #de539910
 def _read_rows(path):
     "The lines of an earlier record; raises if the file is none."
     if not path.exists(): return []
@@ -65,7 +65,7 @@ def _read_rows(path):
 _no_record = ("is no record of training, to which CSVLogger(append=True) adds: one has columns of different names, "
               "'epoch' and 'train_loss' among them. Give another fname.")
 
-
+# %% ../../nbs/training/30_loggers.ipynb #f5178b46
 def _write_rows(path, rows):
     "Write the file completely, or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ class TensorBoard(StepLogger):
         super()._write(learn)
         if self.writer: self.writer.flush()                 # what no checkpoint holds must be on the disk
 
-
+# %% ../../nbs/training/30_loggers.ipynb #a012095b
 def _scalar_name(name): return name if name.startswith('step/') else name.replace('/', '_per_')
 
 # %% ../../nbs/training/30_loggers.ipynb #d400efaf
@@ -238,7 +238,7 @@ class WandB(StepLogger):
                                  resume='allow' if self.id else None, config=learn.settings({'n_epoch': learn.n_epoch}))
         self.id = self.run.id
 
-
+# %% ../../nbs/training/30_loggers.ipynb #a38634e3
 def _wandb():
     try: import wandb
     except ModuleNotFoundError as e:

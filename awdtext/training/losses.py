@@ -86,7 +86,7 @@ class Loss:
         if target is None: raise ValueError("There are no targets to compute a loss with: these data have no labels.")
         return self.func(output, target, reduction=reduction)
 
-
+# %% ../../nbs/training/20_losses.ipynb #9f252888
 def cross_entropy_loss(
     weight:Tensor|Sequence|None=None, # Weight of each class, from 0 on, (n_classes,); the mean is over targets' weights
     label_smoothing:float=0.,    # Share of the target spread over all classes, in [0, 1)
@@ -101,7 +101,7 @@ def cross_entropy_loss(
 def _numbers(weight): return None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
 def _listed(weight): return None if weight is None else weight.tolist()
 
-
+# %% ../../nbs/training/20_losses.ipynb #f41ea66e
 def _cross_entropy(weight, label_smoothing, output, target, reduction):
     output,is_mean = output.to(torch.promote_types(output.dtype, torch.float32)), reduction == 'mean'
     own = None if weight is None else weight.to(output)            # made where the labels were counted, not on the GPU

@@ -114,7 +114,7 @@ class AvgMetric(Metric):
         "Read the mean."
         return self.mean.value
 
-
+# %% ../../nbs/training/21_metrics.ipynb #0f9f0f27
 def _lacks_thresh(func):
     "Whether `func` has an argument `thresh` that was not given."
     try: return 'thresh' in inspect.signature(func).parameters and 'thresh' not in getattr(func, 'keywords', {})
@@ -219,14 +219,14 @@ def _count_classes(name, preds, targs):
     counts.index_add_(0, cells, torch.cat([(guess == true).long(), ones, ones]))
     return counts.view(3, n_classes), _not_classes(targs, n_classes)
 
-
+# %% ../../nbs/training/21_metrics.ipynb #9303cce7
 def _count_labels(name, preds, targs, thresh, sigmoid):
     "The same of labels, of which an item may have several."
     _check_labels(name, preds, targs)
     guess,true = _labels(preds, thresh, sigmoid),targs.bool()
     return torch.stack([o.sum(0) for o in (guess & true, guess, true)]), _not_labels(targs)
 
-
+# %% ../../nbs/training/21_metrics.ipynb #bec6336d
 def _same_width(name, seen, now):
     if now != seen: raise ValueError(f"{name}: predictions for {seen} classes are followed by some for {now}.")
 
@@ -335,7 +335,7 @@ class Recall(_FScore):
     "Share of the right ones among those that are of a class; 0 if there are none."
     weight = 1.
 
-
+# %% ../../nbs/training/21_metrics.ipynb #05b4d36e
 class FBeta(_FScore):
     "F1 score in which recall weighs `beta` times as much as precision."
     def __init__(self,
@@ -361,7 +361,7 @@ def choose_threshold(
     "The threshold that holds: what was given, else the learner's, else a half."
     return given if given is not None else .5 if learners is None else learners
 
-
+# %% ../../nbs/training/21_metrics.ipynb #5688f396
 class _FScoreMulti(_FScore):
     averages = 'macro', 'micro', 'weighted'
 
@@ -384,7 +384,7 @@ class _FScoreMulti(_FScore):
     def _allowed(self): return "0 or 1"
     def _chosen(self, counts): return self.labels or slice(None)
 
-
+# %% ../../nbs/training/21_metrics.ipynb #076d93ca
 class F1ScoreMulti(_FScoreMulti):
     "Harmonic mean of precision and recall for several labels per item; 0 for a class without a label."
 
@@ -407,14 +407,14 @@ def _auc(scores, positive):
     ranks = sizes.cumsum(0) - (sizes.double() - 1) / 2
     return float((ranks[place[positive]].sum() - n_pos*(n_pos + 1)/2) / (n_pos * n_neg))
 
-
+# %% ../../nbs/training/21_metrics.ipynb #bc5ea1ee
 def _average_auc(scores, positive, average):
     if average == 'micro': return _auc(scores.flatten(), positive.flatten())
     areas = torch.tensor([_auc(s, p) for s, p in zip(scores.T, positive.T)], dtype=torch.float64)
     shares = positive.sum(0).double() if average == 'weighted' else torch.ones_like(areas)
     return float(torch.where(shares > 0, areas * shares, 0.).sum() / shares.sum())     # what weighs nothing may be nan
 
-
+# %% ../../nbs/training/21_metrics.ipynb #26c9330a
 class _Auc(Metric):
     def __init__(self): self.reset()
     def reset(self): self.scores,self.targs = [],[]
@@ -446,7 +446,7 @@ class RocAucBinary(_Auc):
 
     def _area(self, scores, targs): return _auc(scores[:, 1] - scores[:, 0], targs == 1)
 
-
+# %% ../../nbs/training/21_metrics.ipynb #a42a2648
 class RocAuc(_Auc):
     "Mean area under the ROC curve of each class against the rest; nan if one has no item (weighted: if all are one)."
     def __init__(self,
@@ -461,7 +461,7 @@ class RocAuc(_Auc):
     def _area(self, scores, targs):
         return _average_auc(scores.softmax(1), targs[:, None] == torch.arange(scores.shape[1]), self.average)
 
-
+# %% ../../nbs/training/21_metrics.ipynb #a7fedded
 class RocAucMulti(_Auc):
     "Mean over labels of the area under the ROC curve; nan if one is on all items or on none (weighted: on all)."
     def __init__(self,
@@ -500,7 +500,7 @@ def mae(
     preds,targs = _columns('mae', inp, targ)
     return (preds - targs).abs().mean()
 
-
+# %% ../../nbs/training/21_metrics.ipynb #802e180d
 def rmse(
     inp:Tensor,  # Predicted numbers, (n,) or (n, k)
     targ:Tensor, # True ones, as many

@@ -79,7 +79,7 @@ class Monitor(Callback):
         "Go on from there."
         self.best,self.epoch,self.wait = state['best'],state['epoch'],state['wait']
 
-
+# %% ../../nbs/training/29_monitors.ipynb #2d8f9002
 def _check_figure(cb, learn):
     validated = ['valid_loss', *(m.name for m in learn.metrics)]
     name,has_valid = type(cb).__name__,learn.dls.valid is not None

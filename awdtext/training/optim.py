@@ -38,7 +38,7 @@ def SGD(
     return noted(torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum,
                                  fused=None if momentum else fused))
 
-
+# %% ../../nbs/training/22_optim.ipynb #8c91e271
 def fusable(
     params,         # Parameters or groups of them, as for any of torch's optimisers
 )->tuple[list, bool|None]: # The same as lists, and what to give for `fused`
@@ -50,7 +50,7 @@ def fusable(
     devices = {getattr(p, 'device', torch.device('meta')).type for p in flat}
     return params, True if devices <= {'cpu', 'cuda'} and all(p.is_floating_point() for p in flat) else None
 
-
+# %% ../../nbs/training/22_optim.ipynb #42895a6a
 def _count_step(opt, *_):
     for group in opt.param_groups:
         for p in group['params']: torch.autograd.graph.increment_version(p)
@@ -106,7 +106,7 @@ def make_opt(
     params = [{'params': g, 'lr': r} for g, r in zip(groups, rates)]
     return opt_func(params, lr=rates[-1], **({} if wd is None else {'weight_decay': wd}))
 
-
+# %% ../../nbs/training/22_optim.ipynb #cf33966e
 def same_params(
     opt:torch.optim.Optimizer,   # Any of torch's
     other:torch.optim.Optimizer, # Another
@@ -124,7 +124,7 @@ def take_hypers(
     for mine, theirs in zip(opt.param_groups, other.param_groups):
         mine.update({k: v for k, v in theirs.items() if k != 'params'})
 
-
+# %% ../../nbs/training/22_optim.ipynb #a33de09f
 def set_hyper(
     opt:torch.optim.Optimizer, # Changed in place
     name:str,                  # `'lr'`, `'wd'` or `'mom'` (momentum, or Adam's first beta)

@@ -152,7 +152,7 @@ class NTASGD(Callback):
         "Take up history and step."
         self.logs,self.step = list(state['logs']),state['step']
 
-
+# %% ../../nbs/training/27_rnn.ipynb #9309a859
 def _last_averaging(cbs): return [cb for cb in cbs if isinstance(cb, NTASGD)][-1]
 
 

@@ -30,7 +30,7 @@ def named(
         found[name + (f' {n}' if n > 1 else '')] = cb
     return found
 
-
+# %% ../../nbs/training/38_run.ipynb #d9499987
 def saved(
     learn,              # A `Learner` whose model shows the average, if there is one
     with_opt:bool=True, # Whether with all that is needed to train on
@@ -45,7 +45,7 @@ def saved(
     if learn.average: tree['average'] = {'n': learn.average.n, 'iterate': learn.average.mean.state_dict()}
     return tree
 
-
+# %% ../../nbs/training/38_run.ipynb #3f076abb
 def take_up(
     learn,              # A `Learner` whose model has these weights' shapes
     tree:dict,          # From `saved`, perhaps through a file

@@ -36,7 +36,7 @@ def linear(
     "From `start` to `end` along a line."
     return start + (end - start) * t
 
-
+# %% ../../nbs/training/24_schedule.ipynb #b603edc7
 def combine(
     pcts:list[float],       # Share of training each phase takes, adding up to 1
     phases:list[Callable],  # Schedules, each a function of its own progress
@@ -188,7 +188,7 @@ def _checked(lrs, losses, least=3):
                          "or a larger end_lr; a model that is fully trained has no rate to find.")
     return lrs, losses
 
-
+# %% ../../nbs/training/24_schedule.ipynb #83f5e0a9
 def valley(
     lrs,                  # Rates, rising
     losses,               # Smoothed losses, as many
@@ -202,7 +202,7 @@ def valley(
     n = max(falls)
     return float(lrs[max(falls.index(n) - n + n//3 + n//6, 0)])
 
-
+# %% ../../nbs/training/24_schedule.ipynb #2ba8ef4a
 def steep(
     lrs,                  # Rates, rising
     losses,               # Smoothed losses, as many

@@ -31,7 +31,7 @@ def _values(scores, thresh): return scores[:, 0] if scores.ndim == 2 and scores.
 
 _views = {'classes': _classes, 'probs': _probs, 'labels': _labels, 'label_probs': _label_probs, 'values': _values}
 
-
+# %% ../../nbs/training/36_sklearn_metrics.ipynb #d432d011
 class SklearnMetric(Metric):
     "`func(targets, predictions)` over all of a pass at once."
     def __init__(self,

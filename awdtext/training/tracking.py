@@ -103,7 +103,7 @@ def _axes(ax):
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(7, 4))[1]
 
-
+# %% ../../nbs/training/25_tracking.ipynb #8d76f66f
 def smooth(
     values:list[float], # One for every step
     beta:float=0.98,    # Share of the past in each mean
@@ -115,7 +115,7 @@ def smooth(
         out.append(mean / (1 - beta**i))
     return out
 
-
+# %% ../../nbs/training/25_tracking.ipynb #1d2d542a
 def _plot_loss(rec, skip_start, ax):
     ax = _axes(ax)
     first = min(skip_start, max(len(rec.losses) - 2, 0))
@@ -209,7 +209,7 @@ class TimeLeft(Callback):
         advice = self.advice(left) if self.advice else ''
         say(f"This run will take about {format_hours(left)}. {advice}".rstrip())
 
-
+# %% ../../nbs/training/25_tracking.ipynb #12ad9d27
 def format_hours(
     seconds:float, # Any positive time
 )->str:            # Such as `'2 h 30 min'`
