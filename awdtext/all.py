@@ -48,7 +48,7 @@ from .text_learner import LMLearner, TextLearner, language_model_learner, load_l
 
 # %% ../nbs/59_all.ipynb #3149a8f4
 from .training.accumulate import GradientAccumulation
-from .training.calibration import calibration, class_report, fit_temperature
+from .training.calibration import CalibratedLoss, calibration, class_report, fit_temperature
 from awdtext.training.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
     CancelStepException)
 from .training.guards import LossGuard

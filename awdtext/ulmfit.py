@@ -7,7 +7,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
            'other_way', 'tfidf_classifier', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import csv, hashlib, math, re, shutil
+import csv, hashlib, math, re, shutil, warnings
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -30,6 +30,7 @@ from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
 from .report import pace_of, peak_memory, training_report
 from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
+from .training.calibration import CalibratedLoss
 from .training.checkpoint import read_bundle
 from .training.monitors import EarlyStopping, KeepBest
 from .training.precision import supported
@@ -501,22 +502,38 @@ def _classifier(job, way):
     name,learn = f'{way} classifier', _classifier_learner(job, way, job.data.train, job.settings.clas_bs)
     if job.is_done(name): return learn.load(f'weights_{way}', with_opt=False).unfreeze()
     say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['steps']))}")
-    _take_steps(job, learn, job.plan['steps'], name)
-    job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}'))
+    temperature = _take_steps(job, learn, job.plan['steps'], name)
+    job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}', temperature))
     return learn.unfreeze()
 
 # %% ../nbs/57_ulmfit.ipynb #a8a2da39
 def _take_steps(job, learn, steps, name):
-    "Gradual unfreezing; the best weights of all steps stay."
-    best,n_groups = KeepBest(reset_on_fit=False), len(learn.splitter(learn.model))
+    "Gradual unfreezing; the best weights of all steps stay, calibrated. Returns their temperature."
+    usual,figure = learn.metrics, _watch(learn)
+    best,n_groups = KeepBest(figure, reset_on_fit=False), len(learn.splitter(learn.model))
     for i, (group, n, lr) in enumerate(steps, 1):
         seed_all(job.how['seed'] + i)
         begin_stage(learn.recorder, i)
         learn.freeze_to(group)
-        cbs = [best] + [EarlyStopping(patience=job.settings.clas_patience)] * (i == len(steps))
+        cbs = [best] + [EarlyStopping(figure, patience=job.settings.clas_patience)] * (i == len(steps))
         _fit_step(job, learn, n, job.settings.rates(group, lr, n_groups), f"{name.replace(' ', '_')}/{i}", cbs)
     best.restore(learn)
     begin_stage(learn.recorder, 0)
+    learn.metrics = usual
+    return _calibrate(learn) if figure == 'calibrated_loss' else None
+
+
+def _watch(learn):
+    "The figure that tells the best pass; that of classes is added to the metrics."
+    if not learn.loss_func.in_nats: return 'valid_loss'
+    learn.metrics = [*learn.metrics, CalibratedLoss(learn.loss_func)]
+    return 'calibrated_loss'
+
+
+def _calibrate(learn):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The best temperature')
+        return learn.calibrate()
 
 
 def _fit_step(job, learn, n, lr, checkpoint, cbs):
@@ -525,9 +542,10 @@ def _fit_step(job, learn, n, lr, checkpoint, cbs):
     return job.fit(learn.fit, n, lr, checkpoint=checkpoint, cbs=cbs)
 
 # %% ../nbs/57_ulmfit.ipynb #a2bb7c21
-def _classifier_results(learn, name, weights):
+def _classifier_results(learn, name, weights, temperature):
     learn.save(weights, with_opt=False)
-    return {name: {**learn.validate_figures(), 'epochs': len(learn.record)},
+    cooled = {} if temperature is None else {'temperature': temperature}
+    return {name: {**learn.validate_figures(), **cooled, 'epochs': len(learn.record)},
             'seconds': sum(row['time'] for row in learn.record)}
 
 # %% ../nbs/57_ulmfit.ipynb #7333faaa
@@ -540,8 +558,8 @@ def _second_classifier(job, way, first):
         docs = Docs(train.texts * times + found.texts, train.labels * times + found.labels)
         learn = _classifier_learner(job, way, docs, s.pseudo_bs)
         say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['pseudo_steps']))}")
-        _take_steps(job, learn, job.plan['pseudo_steps'], name)
-        job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}_second'))
+        temperature = _take_steps(job, learn, job.plan['pseudo_steps'], name)
+        job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}_second', temperature))
     return first.load(f'weights_{way}_second', with_opt=False).unfreeze() if _is_taken(job.run.content, way) else first
 
 
@@ -613,6 +631,7 @@ def _figures(learn, job):
 def _said(figures, n):
     "Figures as a reader wants them; an accuracy with its standard error."
     def one(name, value):
+        if name == 'temperature': return f'{name} {value:.2f}'
         error = f' ± {(max(value * (1 - value), 0) / n) ** .5:.4f}' if name == 'accuracy' else ''
         return f"{name.replace('valid_loss', 'loss')} {value:.4f}{error}"
     return ', '.join(one(name, value) for name, value in figures.items() if name != 'epochs')

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import optimize
 from sklearn import metrics as skm
 from sklearn.calibration import calibration_curve
 from training_helpers import plain_learner, tiny_size, two_classes, words
@@ -10,7 +11,8 @@ from training_helpers import plain_learner, tiny_size, two_classes, words
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.text_learner import load_learner, text_classifier_learner
-from awdtext.training.calibration import calibration, class_report, fit_temperature, with_temperature
+from awdtext.training.calibration import CalibratedLoss, calibration, class_report, fit_temperature, with_temperature
+from awdtext.training.losses import binary_cross_entropy_loss, cross_entropy_loss
 from awdtext.training.sklearn_metrics import SklearnMetric
 
 
@@ -70,6 +72,32 @@ def test_a_temperature_is_where_the_loss_is_least(several, true):
     assert all(loss(T) <= loss(T * factor) for factor in (.5, .9, .99, 1.01, 1.1, 2))
     cooled = (z / T).sigmoid() if several else (z / T).softmax(1)
     torch.testing.assert_close(with_temperature(probs, T, several), cooled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('loss_func,several', [
+    (cross_entropy_loss(), False), (cross_entropy_loss([.5, 3., 1.]), False), (cross_entropy_loss(label_smoothing=.1), False),
+    (binary_cross_entropy_loss(), True), (binary_cross_entropy_loss([2., 1., 5.]), True)])
+@pytest.mark.parametrize('factor', [.3, 1., 8.])
+def test_calibrated_loss_is_the_least_over_temperatures(loss_func, several, factor):
+    scores = torch.randn(200, 3)
+    targs = (torch.rand(200, 3) < scores.sigmoid()).float() if several else scores.softmax(1).multinomial(1)[:, 0]
+    metric = CalibratedLoss(loss_func)
+    assert np.isnan(metric.value)
+    for _ in range(2):                                                  # nothing of the last pass is left
+        metric.reset()
+        for some in torch.arange(200).split(64):
+            with torch.inference_mode(): metric.update(factor * scores[some].bfloat16().float(), targs[some], None, 64)
+    exact = factor * scores.bfloat16().double()
+    least = optimize.minimize_scalar(lambda log: loss_func(exact / np.exp(log), targs.double() if several else targs)
+                                     .item(), bounds=(-3, 3), method='bounded', options={'xatol': 1e-8}).fun
+    assert metric.value == pytest.approx(least, rel=1e-5)
+    assert metric.value <= loss_func(exact, targs) + 1e-6
+
+
+def test_a_classifier_without_a_mistake_has_hardly_a_calibrated_loss():
+    metric = CalibratedLoss(cross_entropy_loss())
+    metric.update(torch.tensor([[.5, 0.], [0., .5]]), torch.tensor([0, 1]), None, 2)
+    assert metric.value == pytest.approx(np.log1p(np.exp(-.5 / .05)), rel=1e-3)
 
 
 def test_probabilities_of_zero_and_one_stay_numbers():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.class_weight import compute_class_weight
@@ -20,7 +21,7 @@ from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.recipes import Results
 from awdtext.text_learner import TextLearner, load_learner
 from awdtext.training.learner import Learner
-from awdtext.training.monitors import KeepBest
+from awdtext.training.monitors import EarlyStopping, KeepBest
 from awdtext.training.precision import supported
 from awdtext.ulmfit import Docs, ULMFiTSettings, split_data, ulmfit
 
@@ -68,9 +69,47 @@ def test_backward_alone_reads_from_the_end(tmp_path):
     assert load_learner(tmp_path / 'language_model_backward').dls.backwards
 
 
+def calibrated_loss(learn):
+    "Of what it says of its validation data."
+    probs,targs = learn.get_preds()
+    losses = [F.nll_loss((probs.log() / t).log_softmax(1), targs) for t in np.geomspace(.05, 20, 2000)]
+    return min(losses).item()
+
+
 def test_best_epoch_of_all_steps_is_kept(both):
     for part in both[0].parts:
-        assert part.validate()[0] == pytest.approx(min(row['valid_loss'] for row in part.record), rel=1e-4)
+        least = min(row['calibrated_loss'] for row in part.record)
+        assert calibrated_loss(part) == pytest.approx(least, rel=1e-3, abs=1e-6)
+
+
+def test_a_classifier_that_is_too_sure_is_kept_and_cooled(tmp_path, monkeypatch):
+    kept,stops = [],[]
+    class Spy(KeepBest):
+        def after_epoch(self, learn):
+            super().after_epoch(learn)
+            if self.monitor == 'calibrated_loss' and self.improved: kept.append(learn.record[-1]['calibrated_loss'])
+    monkeypatch.setattr(module, 'KeepBest', Spy)
+    monkeypatch.setattr(module, 'EarlyStopping', lambda *args, **how: stops.append(args) or EarlyStopping(*args, **how))
+    wrong = [{'pos': 'neg', 'neg': 'pos'}[label] if i % 4 == 0 else label for i, label in enumerate(labels)]
+    settings = replace(small, steps=((-1, 2, 5e-2), (-2, 1, 5e-2), (0, 12, 5e-2)), clas_patience=12)
+    learn = ulmfit(more, (reviews, wrong), tmp_path, **{**quick, 'settings': settings, 'drop_mult': 0.})
+    least = min(row['calibrated_loss'] for row in learn.record)
+    assert learn.validate()[0] == pytest.approx(least, rel=1e-4)
+    assert set(stops) == {(), ('calibrated_loss',)}                      # of the language model, and of the classifier
+    assert kept[-1] == least and kept == sorted(kept, reverse=True)
+    assert all(row['calibrated_loss'] < row['valid_loss'] for row in learn.record)
+    result = json.loads((tmp_path / 'results.json').read_text())['forward classifier']
+    assert result['temperature'] != 1 and f"temperature {result['temperature']:.2f}" in learn.card
+    assert [m.name for m in learn.metrics] == ['accuracy'] and len(learn.validate()) == 2
+    there = load_learner(tmp_path / 'classifier')
+    torch.testing.assert_close(there.predict(reviews[0])[2], learn.predict(reviews[0])[2])
+
+
+def test_numbers_are_not_cooled(tmp_path):
+    learn = ulmfit(more, (reviews, [float(label == 'pos') for label in labels]), tmp_path, y_block=RegressionSetup,
+                   **quick)
+    assert learn.validate()[0] == pytest.approx(min(row['valid_loss'] for row in learn.record), rel=1e-4)
+    assert 'temperature' not in learn.card and 'calibrated_loss' not in learn.record[0]
 
 
 def test_labels_alone_do(tmp_path):
