@@ -75,8 +75,9 @@ def test_a_temperature_is_where_the_loss_is_least(several, true):
 
 
 @pytest.mark.parametrize('loss_func,several', [
-    (cross_entropy_loss(), False), (cross_entropy_loss([.5, 3., 1.]), False), (cross_entropy_loss(label_smoothing=.1), False),
-    (binary_cross_entropy_loss(), True), (binary_cross_entropy_loss([2., 1., 5.]), True)])
+    (cross_entropy_loss(), False), (cross_entropy_loss([.5, 3., 1.]), False),
+    (cross_entropy_loss(label_smoothing=.1), False), (binary_cross_entropy_loss(), True),
+    (binary_cross_entropy_loss([2., 1., 5.]), True)])
 @pytest.mark.parametrize('factor', [.3, 1., 8.])
 def test_calibrated_loss_is_the_least_over_temperatures(loss_func, several, factor):
     scores = torch.randn(200, 3)

@@ -184,7 +184,7 @@ def with_temperature(
 
 # %% ../../nbs/training/37_calibration.ipynb #ff46199d
 class CalibratedLoss(Metric):
-    "The loss with all scores divided by the temperature that is best for it: what a classifier knows, however sure it is."
+    "The loss at the temperature that is best for it: what a classifier knows, however sure it is."
     def __init__(self,
         loss_func:Loss, # Of a classifier: `cross_entropy_loss()`, `binary_cross_entropy_loss()`, or what `learn` has
     ):
