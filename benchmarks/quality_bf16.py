@@ -133,7 +133,8 @@ def asked(learn, dl, precision):
 
 def classification(args):
     "Ask one trained classifier in each precision."
-    run = {'part': 'classification', 'labels': args.labels, 'held_out': args.held_out, 'encoder': str(args.encoder)}
+    run = {'part': 'classification', 'labels': args.labels, 'held_out': args.held_out,
+           'encoder': args.encoder.name if args.encoder else None}
     if earlier(read_results(args.results), run): return
     file = args.work / 'classifier.safetensors'
     if args.fresh or not file.exists(): train_classifier(args, file)
@@ -272,8 +273,9 @@ def parse(argv=None):
                    help='folder of the classifier')
     p.add_argument('--fresh', action='store_true', help='train the classifier anew')
     for name, value in (('tokens', 400_000), ('valid-tokens', None), ('epochs', 3), ('steps', 200), ('bs', 32),
-                        ('labels', 5000), ('held-out', 2500)):
+                        ('held-out', 2500)):
         p.add_argument(f'--{name}', type=int, default=value, help=argparse.SUPPRESS)
+    p.add_argument('--labels', type=int, default=5000, help='labelled reviews that the classifier learns from')
     p.add_argument('--lr', type=float, default=2e-3, help='rate of the curves')
     p.add_argument('--quick', action='store_true', help='tiny sizes, to see that it runs')
     args = p.parse_args(argv)
