@@ -522,20 +522,20 @@ def _take_steps(job, learn, steps, name):
     learn.metrics = usual
     return _calibrate(learn) if figure == 'calibrated_loss' else None
 
-
+# %% ../nbs/57_ulmfit.ipynb #2c43a991
 def _watch(learn):
     "The figure that tells the best pass; that of classes is added to the metrics."
     if not learn.loss_func.in_nats: return 'valid_loss'
     learn.metrics = [*learn.metrics, CalibratedLoss(learn.loss_func)]
     return 'calibrated_loss'
 
-
+# %% ../nbs/57_ulmfit.ipynb #2c58ed17
 def _calibrate(learn):
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The best temperature')
         return learn.calibrate()
 
-
+# %% ../nbs/57_ulmfit.ipynb #689572a5
 def _fit_step(job, learn, n, lr, checkpoint, cbs):
     if job.settings.schedule == 'one-cycle': return job.fit(learn.fit_one_cycle, n, lr, checkpoint=checkpoint, cbs=cbs)
     cbs = [*cbs, ParamScheduler({'lr': (lr, slanted_triangular())})]
