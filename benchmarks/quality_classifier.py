@@ -1,13 +1,14 @@
 """A classifier of film reviews from 500 labels: what a language model adds that has read for an hour, beside TF-IDF.
 
 A language model is trained on IMDb reviews, the unlabelled ones and those of the training part without their labels,
-for 60 minutes of CPU: some steps of a model that is thrown away tell how many reviews it can read in that time, and
-how often. Then 500 labelled reviews are drawn five times, and each draw trains a classifier on the language model's
-encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-learn's logistic
-regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same 2,500 labelled
-reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each classifier labels the
-4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns from them, too. And the
-cheapest use of an encoder: logistic regression on the means of its embedding and layers, none of which is trained.
+for 60 minutes of CPU: some steps on all of them, of a model that is thrown away, tell how many reviews it can read in
+that time, and how often. Then 500 labelled reviews are drawn five times, and each draw trains a classifier on the
+language model's encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-
+learn's logistic regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same
+2,500 labelled reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each
+classifier labels the 4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns
+from them, too. And the cheapest use of an encoder: logistic regression on the means of its embedding and layers, none
+of which is trained.
 
     python benchmarks/quality_classifier.py --data DIR     # DIR holds imdb/{train,unsup}.csv.gz; in bfloat16
     python benchmarks/quality_classifier.py --data DIR --labels 22500 --draws 1 --pseudo-labels 0  # all labels
@@ -56,8 +57,11 @@ n_pool = 10_000       # reviews of which the most certain get pseudo-labels
 
 
 class Speed(Callback):
-    "Tokens per second of CPU over some steps; then the fit ends."
-    def __init__(self, warm=5, steps=30):
+    """Tokens per second of CPU over some steps; then the fit ends.
+
+    The first steps do not count: a kernel is built for each new length of window.
+    """
+    def __init__(self, warm, steps):
         self.warm,self.steps,self.tokens,self.since,self.value = warm, steps, 0, None, None
 
     def before_batch(self, learn):
@@ -86,12 +90,11 @@ def lm_learner(args, texts, valid, seed, cbs=None):
 
 
 def affordable(args, texts):
-    "How many of `texts` can be read, as the first of them tell, and how often."
-    sample = texts[:args.sample]
-    watch = Speed(steps=args.steps)
-    learn = lm_learner(args, sample, sample[:2], seed, watch)
+    "How many of `texts` can be read, and how often; told by steps with their whole vocabulary."
+    watch = Speed(warm=args.steps // 2, steps=args.steps)
+    learn = lm_learner(args, texts, texts[:2], seed, watch)
     learn.fit(1, 1e-3)
-    tokens_each = learn.dls.train.corpus.n_tokens / len(sample)
+    tokens_each = learn.dls.train.corpus.n_tokens / len(texts)
     reviews = .95 * args.lm_minutes * 60 * watch.value / tokens_each             # the rest is for words and checkpoints
     n_epoch = max(1, math.ceil(reviews / len(texts)))
     return max(args.bs, int(reviews / n_epoch)), n_epoch, watch.value
@@ -281,7 +284,7 @@ def parse(argv=None):
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_quality_classifier',
                    help="folder of the language model's encoder")
     p.add_argument('--fresh', action='store_true', help='ignore what earlier commands have done')
-    for name, value in (('bs', 32), ('max-vocab', 10_000), ('sample', 1500), ('steps', 30), ('held-out', 2500)):
+    for name, value in (('bs', 32), ('max-vocab', 10_000), ('steps', 120), ('held-out', 2500)):
         p.add_argument(f'--{name}', type=int, default=value, help=argparse.SUPPRESS)
     p.add_argument('--lr', type=float, default=1e-2, help=argparse.SUPPRESS)
     p.add_argument('--sizes', nargs=3, type=int, default=[200, 600, 2], help=argparse.SUPPRESS)

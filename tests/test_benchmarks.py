@@ -93,7 +93,7 @@ def test_weights_of_a_stopped_command_are_not_trained_again(data, tmp_path, run)
 
 
 small_classifier = ['--lm-minutes', .004, '--draws', 2, '--labels', 40, '--held-out', 30, '--sizes', 6, 8, 2, '--bs', 4,
-                    '--sample', 135, '--steps', 1, '--pseudo-labels', 0]
+                    '--steps', 1, '--pseudo-labels', 0]
 
 
 def linear_by_hand(load, data, work, result):
@@ -152,7 +152,7 @@ def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_p
         judged.append((set(train.index), set(valid.index)))
         return accuracy(train, valid, *args, **kwargs)
     monkeypatch.setattr(p.q, 'classifier_accuracy', spy)
-    more = json.dumps(['--bs', '4', '--sample', '130', '--steps', '1'])
+    more = json.dumps(['--bs', '4', '--steps', '1'])
     args = ['--data', data, '--minutes', .004, '--draws', 2, '--labels', 30, '--unseen', 20, '--more', more,
             '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
     assert [row[0] for row in cells(run('presets', *args, '--shard', '2/2'))][-1:] == ['pieces']
