@@ -212,7 +212,30 @@ class Ensemble(Parts):
         "Whether the mean probabilities can be believed."
         return calibration(*self.get_preds(ds_idx, dl), n_bins)
 
+    def balance(self,
+        texts:Sequence, # Of the kind that will be read, without labels; a hundred and more
+    )->list[float]:     # The temperature of each part, 1 for the one that is least sure
+        "Make all parts equally sure on average, so that none outvotes the others by overrating itself."
+        return _balance(self, texts)
+
 # %% ../nbs/49_ensemble.ipynb #9d48b50f
+def _spread(preds, labeler):
+    "Root mean square of the scores about the mean of each document's; of several labels about 0."
+    scores = scores_of(preds.double(), labeler)
+    if isinstance(labeler, Categorize): scores = scores - scores.mean(1, keepdim=True)
+    return scores.square().mean().sqrt().clamp(min=1e-12).item()
+
+
+def _balance(both, texts):
+    if isinstance(both.dls.labeler, RegressionSetup):
+        raise ValueError("these parts predict numbers, and are not sure of anything: there is nothing to balance.")
+    spreads = [_spread(part.get_preds(1, dl)[0], both.dls.labeler)
+               for part, dl in zip(both.parts, both.dls.test_dl(texts))]
+    temperatures = [spread / min(spreads) for spread in spreads]
+    for part, temperature in zip(both.parts, temperatures): part.cool(temperature)
+    return temperatures
+
+
 def _check_targets(targets):
     known = [t for t in targets if t is not None]
     if known and (len(known) < len(targets) or any(not torch.equal(t, known[0]) for t in known)):

@@ -18,7 +18,8 @@ from .data.batches import is_missing
 from .data.dataloaders import TextDataLoaders, column_names, frame_texts, row_text
 from .data.tokenizer import Tokenizer
 from .data.vocab import Vocab
-from .lm.score import encode_texts, n_features
+from .lm.score import encode_texts
+from .models.classifier import n_features
 from .text_learner import language_model_learner, load_learner, text_classifier_learner
 from .training.checkpoint import read_bundle
 from .training.progress import ProgressCallback

@@ -29,6 +29,7 @@ from .duplicates import near_duplicates
 from .ensemble import Ensemble, EnsembleData, LMEnsemble
 from .lm.evaluate import evaluating, windows
 from .lm.score import in_batches, surprisals
+from .models.classifier import read_layers
 from .text_learner import LMLearner, TextLearner
 from .training.metrics import choose_threshold
 from .training.profile import text_table
@@ -319,7 +320,7 @@ def _expand(state, n): return state and tuple(tuple(o.expand(n, *o.shape[1:]).co
 
 def _read_embedded(model, x, state):
     "What a classifier says of embedded tokens, all of them pooled: x is (bs, n, emb_sz)."
-    out = model.encoder.run_layers(x, state).raw
+    out,_ = read_layers(model.encoder, x, state, model.sentences.layers)
     return model.head(out, torch.ones(out.shape[:2], dtype=torch.bool, device=out.device))
 
 # %% ../nbs/52_interpret.ipynb #e3d8d5f5

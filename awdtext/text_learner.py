@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['map_embedding', 'coverage', 'EncoderLearner', 'TextLearner', 'advise_preset', 'advise_precision', 'LMReader',
-           'LMLearner', 'language_model_learner', 'text_classifier_learner', 'loss_settings', 'load_learner']
+           'LMLearner', 'language_model_learner', 'text_classifier_learner', 'loss_settings', 'linear_probe',
+           'load_learner']
 
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
-import json, warnings
+import json, math, warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import pages_kept, say, to_device
+from .core import pages_kept, progress, say, to_device
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
 from .data.imbalance import TunedThresholds, class_weights as weights_of, tune_learner
@@ -29,10 +30,11 @@ from .ensemble import Ensemble, LMEnsemble
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
-from .lm.score import TextScore, encode_texts, n_features, score_texts
+from .linear import fit_linear
+from .lm.score import TextScore, encode_texts, score_texts
 from .lm.write import LMWriter
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
-from .models.classifier import clas_split, get_text_classifier
+from .models.classifier import clas_split, get_text_classifier, n_features
 from .models.language_model import encoders, get_language_model, lm_split
 from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
@@ -341,8 +343,16 @@ class TextLearner(EncoderLearner):
     )->float:               # The temperature; above 1 if the probabilities were too sure
         "Make the probabilities truer: all scores are divided by one number, and no prediction changes."
         temperature = fit_temperature(*self.get_preds(ds_idx, dl))
-        _cool(self, temperature)
+        self.cool(temperature)
         return temperature
+
+    def cool(self,
+        temperature:float,  # Above 1: less sure; 0 is no temperature
+    ):                      # The learner
+        "Divide all scores by one number, thresholds in their way too."
+        if not 0 < temperature < math.inf: raise ValueError(f"temperature={temperature}: use a number above 0.")
+        _cool(self, temperature)
+        return self
 
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -709,6 +719,7 @@ def text_classifier_learner(
     model_dir:str='models',         # Folder within `path`
     cbs=None,                       # More callbacks
     precision:str|None=None,        # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
+    layers:str='last',              # `'all'`: the head sees the means of the embedding and of every layer
 )->TextLearner:
     "A classifier on an AWD-LSTM encoder, or one of its kin (ULMFiT, Howard and Ruder 2018)."
     _check_data(dls, backwards, is_lm=False)
@@ -718,7 +729,7 @@ def text_classifier_learner(
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     _check_n_out(n_out, dls, loss_func)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
-               'y_range': y_range}
+               'y_range': y_range, 'layers': layers}
     targets = None if dls.train is None else dls.train.targets
     loss,metric = _task(dls.labeler, loss_settings(dls.labeler, targets, class_weights, label_smoothing, loss_func))
     model = get_text_classifier(len(dls.vocab), config=config, drop_mult=drop_mult, **options)
@@ -770,6 +781,55 @@ def loss_settings(
     weights = None if class_weights is None else weights_of(class_weights, targets, labeler.categories)
     if kind is MultiCategorize: return {'pos_weight': weights}
     return {'weight': weights, 'label_smoothing': label_smoothing}
+
+# %% ../nbs/50_text_learner.ipynb #7501ab6d
+def linear_probe(
+    dls:TextDataLoaders,         # Made with labels
+    pretrained:str|Path,         # Name or path of an encoder, which stays as it is
+    C:float=.005,                # Inverse strength of the penalty on the weights, above 0
+    *,
+    arch=AWD_LSTM,               # The encoder's class: `AWD_LSTM`, `QRNN` or `GRU`
+    backwards:bool=False,        # Must agree with `dls`: whether texts are read from their end
+    seq_len:int=72,              # Tokens at a time
+    max_len:int=1440,            # Tokens at a document's end that are pooled
+    drop_mult:float=.5,          # Multiplies the encoder's dropouts, should it be trained on
+    class_weights=None,          # `'balanced'`, a dict of category -> weight, or numbers in their order
+    label_smoothing:float=0.,    # Of one label each: share of the target spread over all, in [0, 1)
+    metrics=None,                # Accuracy if None and there are categories
+    path:str|Path|None=None,     # Folder of models and exports; that of `dls` if None
+    model_dir:str='models',      # Folder within `path`
+    precision:str|None=None,     # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
+)->TextLearner:                  # Frozen; it can be trained on as any other
+    "A linear classifier on the means of the embedding and of every layer, fitted to its minimum."
+    learn = text_classifier_learner(
+        dls, arch, seq_len, backwards=backwards, pretrained=pretrained, drop_mult=drop_mult, lin_ftrs=[],
+        max_len=max_len, class_weights=class_weights, label_smoothing=label_smoothing, metrics=metrics, path=path,
+        model_dir=model_dir, precision=precision, layers='all')
+    x,targs = _head_inputs(learn, learn._dl(0, None))
+    _set_linear(learn.model.head, fit_linear(x, targs, learn.loss_func, learn.options['n_out'], C))
+    return learn
+
+# %% ../nbs/50_text_learner.ipynb #123898a2
+@torch.no_grad()
+def _head_inputs(learn, dl):
+    "What the head sees of each document, and the targets."
+    rows,dl = [], dl.by_length()
+    with pages_kept(), _for_prediction(learn, None), learn.precision.context():
+        for batch in progress(dl, len(dl), 'reading'):
+            (ids,lengths),targs = to_device(batch, learn.device)
+            rows.append((learn.model.sentences.pooled(ids, lengths).float().cpu(), targs.cpu()))
+    return (torch.cat(column) for column in zip(*rows))
+
+# %% ../nbs/50_text_learner.ipynb #c0895849
+@torch.no_grad()
+def _set_linear(head, fit):
+    "Give a head of one layer the weights of `fit`."
+    norm,*_,linear = head.layers[0]
+    norm.running_mean.copy_(fit.mean)
+    norm.running_var.copy_(fit.std.square())
+    norm.weight.copy_((1 + norm.eps / fit.std.square()).sqrt())        # without the constant that keeps it from zero
+    linear.weight.copy_(fit.weight)
+    norm.bias.copy_(torch.linalg.lstsq(fit.weight, fit.bias[:, None]).solution[:, 0])
 
 # %% ../nbs/50_text_learner.ipynb #3c65aa90
 _LABELERS = {c.__name__: c for c in (Categorize, MultiCategorize, RegressionSetup)}

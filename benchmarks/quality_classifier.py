@@ -3,12 +3,12 @@
 A language model is trained on IMDb reviews, the unlabelled ones and those of the training part without their labels,
 for 60 minutes of CPU: some steps on all of them, of a model that is thrown away, tell how many reviews it can read in
 that time, and how often. Then 500 labelled reviews are drawn five times, and each draw trains a classifier on the
-language model's encoder (ULMFiT: the head alone, then one group of layers more, then all) and, as the peer, scikit-
-learn's logistic regression (C = 10) on TF-IDF of words and pairs of words (sublinear). Both are judged by the same
-2,500 labelled reviews, which are in no draw and were not read by the language model. Then pseudo-labels: each
-classifier labels the 4,000 of 10,000 other reviews of which it is most certain, and a second one of its kind learns
-from them, too. And the cheapest use of an encoder: logistic regression on the means of its embedding and layers, none
-of which is trained.
+language model's encoder (ULMFiT: the head alone, then one group of layers more, then all), a linear probe of the
+encoder as it is, and, as the peer, scikit-learn's logistic regression (C = 10) on TF-IDF of words and pairs of words
+(sublinear). All are judged by the same 2,500 labelled reviews, which are in no draw and were not read by the language
+model; so is the mean of classifier and probe, made equally sure. Then pseudo-labels: that mean labels the 4,000 of
+10,000 other reviews of which it is most certain, a second classifier learns from them, too, and its mean with the probe
+is the answer. TF-IDF does the same with its own.
 
     python benchmarks/quality_classifier.py --data DIR     # DIR holds imdb/{train,unsup}.csv.gz; in bfloat16
     python benchmarks/quality_classifier.py --data DIR --labels 22500 --draws 1 --pseudo-labels 0  # all labels
@@ -18,8 +18,8 @@ What was chosen, and by what: the language model's size (200/600, two layers) be
 hour is worth two passes; its batches of 32 rows by short runs as in `rates.py`, one seed, which look at no label, and
 half of the rate that was best there, as this run is longer (earlier it had 64 rows and rates up to 5e-3); the
 classifier's steps and dropouts by one draw that is none of these, on 2,500 other labelled reviews (0.822 with that
-earlier language model; with the dropouts times .5 0.816); the second classifier's, and C = 0.01 of the
-logistic regression on features, by two draws on those reviews.
+earlier language model; with the dropouts times .5 0.816); the second classifier's, and the probe's penalty, by two
+draws on those reviews; the mean of classifier and probe, and that it gives the labels, by draws on again other ones.
 What is done with more labels than 5,000 was fixed before it was run.
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was, also within the
 language model.
@@ -42,8 +42,9 @@ from awdtext.core import seed_all
 from awdtext.data.batches import Categorize
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import SubwordTokenizer, Tokenizer
+from awdtext.ensemble import Ensemble
 from awdtext.pseudo_labels import pseudo_label
-from awdtext.text_learner import language_model_learner, text_classifier_learner
+from awdtext.text_learner import language_model_learner, linear_probe, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
 from awdtext.training.checkpoint import read_bundle
 from awdtext.ulmfit import tfidf_classifier
@@ -54,6 +55,7 @@ recipe = {'steps': [(-1, 2, 1e-2), (-2, 2, 1e-2), (0, 8, 4e-3)], 'bs': 16, 'drop
 second_recipe = {'steps': [(-1, 1, 1e-2), (-2, 1, 1e-2), (0, 2, 4e-3)], 'bs': 32, 'drop_mult': .1}
 recipe_of_many = {'steps': [(-1, 1, 1e-2), (0, 3, 4e-3)], 'bs': 32, 'drop_mult': .3}
 n_pool = 10_000       # reviews of which the most certain get pseudo-labels
+n_balance = 1000      # of them tell how sure a classifier is
 
 
 class Speed(Callback):
@@ -194,76 +196,83 @@ def classifier_accuracy(train, valid, encoder, draw, precision='fp32'):
     return classifier(train, valid, encoder, draw, precision, **recipe_for(train))[1]
 
 
-def linear_accuracy(train, valid, encoder):
-    "Logistic regression on the features of all layers, as they are."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    from awdtext.estimators import AWDTextEncoder
-    features = AWDTextEncoder(encoder, max_len=1440, layers='all', bs=64, device='cpu')
-    model = make_pipeline(features, StandardScaler(), LogisticRegression(C=.01, max_iter=1000))
-    return float(model.fit(train['text'].tolist(), train['label']).score(valid['text'].tolist(), valid['label']))
-
-
-def measure_linear(args, run, encoder):
-    "The same on one draw, and its time, nearly all of which is reading."
-    train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
-    began = process_time()
-    accuracy = linear_accuracy(train, valid, encoder)
-    return {**run, 'linear': accuracy, 'linear_minutes': (process_time() - began) / 60, 'machine': machine()}
-
-
 def with_pseudo_labels(train, found):
     "Labelled reviews, repeated so that they are a third, and the others."
     times = max(1, round(len(found.texts) / (2 * len(train))))
     return pd.concat([*[train] * times, pd.DataFrame({'text': found.texts, 'label': found.labels})])
 
 
-def second(args, run, encoder, train, valid, learn):
-    "A second classifier of a draw, which learns from the labels of the first; the same of the peer."
-    pool,n = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed), args.pseudo_labels
-    pool = pool[:n_pool].tolist()
+def other_reviews(args):
+    "Unlabelled ones."
+    texts = pd.read_csv(args.data / 'imdb/unsup.csv.gz')['text'].sample(frac=1, random_state=seed)
+    return texts[:n_pool].tolist()
+
+
+def mean_of(learn, probe, pool):
+    "The two as one, equally sure."
+    both = Ensemble([learn, probe])
+    both.balance(pool[:n_balance])
+    return both
+
+
+def accuracy_of(learn, valid):
+    return learn.validate_figures(learn.dls.test_dl(valid['text'].tolist(), valid['label'].tolist()))['accuracy']
+
+
+def probed(run, encoder, learn, valid, pool):
+    "A linear probe of the labels that `learn` has, and the mean of both; their accuracy and the time they take."
     began = process_time()
-    more = with_pseudo_labels(train, pseudo_label(learn, pool, n))
-    ours = classifier(more, valid, encoder, run['draw'], run['precision'], **second_recipe)[1]
+    probe = linear_probe(learn.dls, encoder.resolve(), precision=run['precision'])
+    linear,spent = accuracy_of(probe, valid), process_time() - began
+    both = mean_of(learn, probe, pool)
+    return probe, both, {'linear': linear, 'linear_minutes': spent / 60, 'mean': accuracy_of(both, valid)}
+
+
+def second(args, run, encoder, train, valid, probe, both, pool):
+    "A second classifier of a draw, which learns from the labels of the first and the probe; the same of the peer."
+    n,began = args.pseudo_labels, process_time()
+    more = with_pseudo_labels(train, pseudo_label(both, pool, n))
+    learn,ours = classifier(more, valid, encoder, run['draw'], run['precision'], **second_recipe)
+    mean = accuracy_of(mean_of(learn, probe, pool), valid)
     spent,peer = process_time() - began, with_pseudo_labels(train, tfidf_labels(train, pool, n))
-    return {'second': ours, 'tfidf_second': tfidf_accuracy(peer, valid), 'second_minutes': spent / 60}
+    return {'second': ours, 'second_mean': mean, 'tfidf_second': tfidf_accuracy(peer, valid),
+            'second_minutes': spent / 60}
 
 
 def measure_draw(args, run, encoder):
-    "Both classifiers on one draw, and the time each takes; with pseudo-labels the second ones, too."
+    "All classifiers on one draw, and the time each takes; with pseudo-labels the second ones, too."
     train,valid = labelled(args.data, run['draw'], run['n_labels'], run['n_held_out'])
-    times = [process_time()]
+    times,pool = [process_time()], other_reviews(args)
     tfidf = tfidf_accuracy(train, valid)
     times.append(process_time())
     learn,ours = classifier(train, valid, encoder, run['draw'], run['precision'], **recipe_for(train))
     times.append(process_time())
-    more = second(args, run, encoder, train, valid, learn) if run['pseudo_labels'] else {}
+    probe,both,found = probed(run, encoder, learn, valid, pool)
+    more = second(args, run, encoder, train, valid, probe, both, pool) if run['pseudo_labels'] else {}
     return {**run, 'accuracy': ours, 'tfidf': tfidf, 'tfidf_minutes': (times[1] - times[0]) / 60,
-            'cpu_minutes': (times[2] - times[1]) / 60, **more, 'machine': machine()}
+            'cpu_minutes': (times[2] - times[1]) / 60, **found, **more, 'machine': machine()}
 
 
 def planned(args):
     "The language model, then the draws."
     shared = {'lm_minutes': args.lm_minutes, 'sizes': args.sizes, 'bs': args.bs, 'max_vocab': args.max_vocab,
               'lr': args.lr, 'precision': args.precision}
-    each = [{'draw': d, 'n_labels': args.labels, 'n_held_out': args.held_out, **shared} for d in range(args.draws)]
-    draws = [{'part': 'draw', 'pseudo_labels': args.pseudo_labels, **run} for run in each]
-    return [{'part': 'language model', **shared}, *draws, *({'part': 'linear', **run} for run in each)]
+    draws = [{'part': 'draw', 'pseudo_labels': args.pseudo_labels, 'draw': d, 'n_labels': args.labels,
+              'n_held_out': args.held_out, **shared} for d in range(args.draws)]
+    return [{'part': 'language model', **shared}, *draws]
 
 
-columns = {'accuracy': ('awdtext', 3), 'tfidf': ('TF-IDF + logistic regression', 3),
-           'second': ('with pseudo-labels', 3), 'tfidf_second': ('TF-IDF with its own', 3),
-           'linear': ('logistic regression on features', 3), 'linear_minutes': ('its minutes', 1),
-           'cpu_minutes': ('minutes of CPU (awdtext)', 1), 'second_minutes': ('and for pseudo-labels', 1)}
+columns = {'accuracy': ('fine-tuned', 3), 'linear': ('linear probe', 3), 'mean': ('mean of both', 3),
+           'second': ('fine-tuned with pseudo-labels', 3), 'second_mean': ('mean of that and the probe', 3),
+           'tfidf': ('TF-IDF + logistic regression', 3), 'tfidf_second': ('TF-IDF with its own pseudo-labels', 3),
+           'cpu_minutes': ('minutes of CPU (fine-tuned)', 1), 'linear_minutes': ('probe', 1),
+           'second_minutes': ('and for pseudo-labels', 1)}
 
 
 def report(results, plan):
     "One line on the language model, and the table of the draws."
-    lm,*found = [earlier(results, run) for run in plan]
-    linear = {r['draw']: r for r in found if r and r['part'] == 'linear'}
-    draws = [{**linear.get(r['draw'], {}), **r} for r in found if r and r['part'] == 'draw']
+    lm,*draws = [earlier(results, run) for run in plan]
+    draws = [r for r in draws if r]
     shown = {key: how for key, how in columns.items() if draws and all(key in r for r in draws)}
     rows = [[f"draw {r['draw'] + 1}", *(f'{r[key]:.{n}f}' for key, (_, n) in shown.items())] for r in draws]
     if draws: rows.append(['mean', *(f'{mean(r[key] for r in draws):.{n}f}' for key, (_, n) in shown.items())])
@@ -310,9 +319,8 @@ def main(argv=None):
     skip = fresh_from(read_results(args.results), lm)
     for run in draws:
         if earlier(read_results(args.results)[skip:], run): continue
-        print(f"\nDraw {run['draw'] + 1}, {run['part']}", flush=True)
-        measure = measure_draw if run['part'] == 'draw' else measure_linear
-        write_result(args.results, measure(args, run, encoder))
+        print(f"\nDraw {run['draw'] + 1}", flush=True)
+        write_result(args.results, measure_draw(args, run, encoder))
     print('\n' + report(read_results(args.results)[skip:], plan))
 
 
