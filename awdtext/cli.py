@@ -366,12 +366,9 @@ def _csv(path, columns, as_text):
     return df
 
 # %% ../nbs/58_cli.ipynb #bf64bebc
-def _fields(learn): return getattr(learn, 'parts', [learn])[0].dls.fields
-
-
 def _text_columns(learn, text_col):
     "Those given, else those of training."
-    fields = _fields(learn) or ['text']
+    fields = learn.dls.fields or ['text']
     columns = fields if text_col is None else _listed(text_col, '--text-col')
     if len(columns) in (1, len(fields)): return columns
     raise ValueError(f"--text-col {text_col} names {len(columns)} columns: this model reads "
@@ -444,7 +441,7 @@ def predict(
     if data: return _predict_table(learn, _file(data), text_col)
     for text in texts or _input_lines():
         if learn.kind == 'language_model': say(learn.predict(text, 20, temperature=0))
-        else: _show_answer(learn.predict(_check_marked(text, _fields(learn))), [text])
+        else: _show_answer(learn.predict(_check_marked(text, learn.dls.fields)), [text])
 
 # %% ../nbs/58_cli.ipynb #6f8d999d
 def _predict_table(learn, path, text_col):

@@ -65,7 +65,7 @@ class EnsembleData:
     ):
         self.parts = list(parts)
         self.vocab,self.tokenizer,self.labeler = parts[0].vocab, parts[0].tokenizer, parts[0].labeler
-        self.categories = parts[0].categories
+        self.categories,self.fields = parts[0].categories, parts[0].fields
 
     @property
     def train(self):
@@ -145,11 +145,13 @@ class Ensemble(Parts):
         rows = [part.get_preds(ds_idx, one) for part, one in zip(self.parts, each)]
         _check_targets([targets for _, targets in rows])
         preds,targets = torch.stack([preds for preds, _ in rows]).mean(0), rows[0][1]
-        return (preds, targets, self._losses(preds, targets)) if with_loss else (preds, targets)
+        if not with_loss: return preds, targets
+        return preds, targets, self.loss_func(scores_of(preds, self.dls.labeler), targets, reduction='none')
 
-    def _losses(self, preds, targets):
-        loss_func = self.parts[0].loss_func
-        return loss_func(scores_of(preds, self.dls.labeler), targets, reduction='none')
+    @property
+    def loss_func(self):
+        "The parts' loss."
+        return self.parts[0].loss_func
 
     def validate_figures(self,
         dl:Sequence|None=None, # A loader for each part; the parts' validation data if None
@@ -157,7 +159,7 @@ class Ensemble(Parts):
     )->dict:                   # `{'valid_loss': …, metric: …}`
         "Loss and metrics of the mean."
         preds,targets,losses = self.get_preds(ds_idx, dl, with_loss=True)
-        weigh = self.parts[0].loss_func.weigh
+        weigh = self.loss_func.weigh
         weight = weigh(targets) if weigh else len(targets)
         loss = losses.sum() / weight
         figures = {'valid_loss': loss.item()}

@@ -7,7 +7,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
            'other_way', 'tfidf_classifier', 'recipe_card', 'ulmfit']
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
-import csv, hashlib, math, re, shutil, warnings
+import csv, hashlib, math, re, shutil, time, warnings
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -29,7 +29,8 @@ from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
 from .report import pace_of, peak_memory, training_report
-from .text_learner import TextLearner, language_model_learner, loss_settings, text_classifier_learner
+from .text_learner import (TextLearner, language_model_learner, linear_probe, loss_settings,
+    text_classifier_learner)
 from .training.calibration import CalibratedLoss
 from .training.checkpoint import read_bundle
 from .training.monitors import EarlyStopping, KeepBest
@@ -75,6 +76,7 @@ class ULMFiTSettings:
     pseudo_ratio:int = 2         # Pseudo-labelled documents for each labelled one, which is repeated for that
     pseudo_bs:int = 32           # Documents in a batch of the classifier that learns from them
     pseudo_steps:tuple = ((-1, 1, 1e-2), (-2, 1, 1e-2), (0, 2, 4e-3)) # Its steps
+    probe_C:float = .005         # Inverse strength of the linear probe's penalty
 
     def __post_init__(self):
         for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs', 'pseudo_pool',
@@ -87,8 +89,9 @@ class ULMFiTSettings:
         for name in ('lm_share', 'lm_valid_pct'):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: use a share between 0 and 1.")
-        if not (self.lm_lr > 0 and self.lr_decay > 0):
-            raise ValueError(f"lm_lr={self.lm_lr}, lr_decay={self.lr_decay}: use numbers above 0.")
+        if not (self.lm_lr > 0 and self.lr_decay > 0 and self.probe_C > 0):
+            raise ValueError(f"lm_lr={self.lm_lr}, lr_decay={self.lr_decay}, probe_C={self.probe_C}: use numbers above "
+                             "0.")
         if self.schedule not in ('one-cycle', 'slanted-triangular'):
             raise ValueError(f"schedule={self.schedule!r}: use 'one-cycle' or 'slanted-triangular'.")
 
@@ -394,7 +397,8 @@ def _clas_plan(job, per_char, seconds):
     pool = sum(map(len, texts))
     pseudo = min(n_pseudo / max(len(texts), 1), 1) * pool * (1 + 1 / s.pseudo_ratio)
     def spent(steps, pseudo_steps):
-        return per_char * (_passes(steps) * train + _passes(pseudo_steps) * pseudo + pool / 3)   # a third: no gradients
+        read = pool + job.how['probe'] * train                                   # a third: no gradients
+        return per_char * (_passes(steps) * train + _passes(pseudo_steps) * pseudo + read / 3)
     share = min(1., seconds / max(spent(s.steps, s.pseudo_steps), 1e-9))
     steps = [[[group, max(1, round(share * n)), lr] for group, n, lr in part] for part in (s.steps, s.pseudo_steps)]
     return *steps, spent(*steps)
@@ -481,8 +485,8 @@ def _weights(data, y_block, class_weights):
     return dict(zip(map(label_text, block.labeler.categories), weights.tolist()))
 
 # %% ../nbs/57_ulmfit.ipynb #5c23688c
-def _classifier_learner(job, way, train, bs):
-    "The untrained classifier on a trained encoder."
+def _classifier_learner(job, way, train, bs, make=text_classifier_learner, **own):
+    "The untrained classifier on a trained encoder; or what `make` makes of it."
     encoder,s,data = (job.out / f'encoder_{way}.safetensors').resolve(), job.settings, job.data
     seed_all(job.how['seed'])                                                   # the head begins at random
     bundle = read_bundle(encoder, 'encoder')
@@ -492,9 +496,9 @@ def _classifier_learner(job, way, train, bs):
         val_bs=64, y_block=_label_block(job.data, job.how['y_block']), seed=job.how['seed'], path=job.out)
     dls.fields = job.how['fields']
     weights = job.how['class_weights']
-    return text_classifier_learner(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
-                                   class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
-                                   precision=job.how['precision'])
+    return make(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
+                class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
+                precision=job.how['precision'], **own)
 
 # %% ../nbs/57_ulmfit.ipynb #121e5fcf
 def _classifier(job, way):
@@ -548,12 +552,37 @@ def _classifier_results(learn, name, weights, temperature):
     return {name: {**learn.validate_figures(), **cooled, 'epochs': len(learn.record)},
             'seconds': sum(row['time'] for row in learn.record)}
 
+# %% ../nbs/57_ulmfit.ipynb #95547053
+def _probe(job, way, first):
+    "The probe of a trained encoder, calibrated, or the one of before."
+    name,data = f'{way} linear probe', (job.data.train, job.settings.clas_bs)
+    if job.is_done(name):
+        learn = _classifier_learner(job, way, *data, layers='all', lin_ftrs=[])
+        return learn.load(f'weights_{way}_probe', with_opt=False)
+    began = time.monotonic()
+    learn = _classifier_learner(job, way, *data, make=linear_probe, C=job.settings.probe_C)
+    temperature = _calibrate(learn) if learn.loss_func.in_nats else None
+    job.stage(name, partial(_probe_results, first, learn, way, temperature, began))
+    return learn
+
+
+def _probe_results(first, learn, way, temperature, began):
+    learn.save(f'weights_{way}_probe', with_opt=False)
+    cooled = {} if temperature is None else {'temperature': temperature}
+    return {f'{way} linear probe': {**learn.validate_figures(), **cooled},
+            f'{way} mean': Ensemble([first, learn]).validate_figures(), 'seconds': time.monotonic() - began}
+
+
+def _probe_helps(content, way):
+    "Whether the mean is returned."
+    return content[f'{way} mean']['valid_loss'] < content[f'{way} classifier']['valid_loss']
+
 # %% ../nbs/57_ulmfit.ipynb #7333faaa
-def _second_classifier(job, way, first):
-    "One that has learned from the labels of `first`, too; or `first`, if that is worse."
+def _second_classifier(job, way, first, teacher):
+    "One that has learned from the labels of `teacher`, too; or `first`, if that is worse."
     name,s = f'{way} second classifier', job.settings
     if not job.is_done(name):
-        train,found = job.data.train, _pseudo_labelled(job, way, first)
+        train,found = job.data.train, _pseudo_labelled(job, way, teacher)
         times = max(1, round(len(found.texts) / (s.pseudo_ratio * len(train.texts))))
         docs = Docs(train.texts * times + found.texts, train.labels * times + found.labels)
         learn = _classifier_learner(job, way, docs, s.pseudo_bs)
@@ -649,7 +678,7 @@ def recipe_card(
     rows += [('model', f"{_size(AWDLSTMConfig.from_any(plan['config']))}; products in {how['how']['precision']}")]
     for way in how['ways']: rows += _way_rows(content, way)
     rows += [(name, _said(content['figures'][name], how['n_' + name])
-              + (' (the mean of both directions)' if len(how['ways']) > 1 else ''))
+              + _of_several(content))
              for name in ('validation', 'test') if name in content['figures']]
     if 'tfidf' in content['figures']: rows += [_tfidf_row(content)]
     peak,versions = content['figures']['memory'], content['versions']
@@ -660,7 +689,7 @@ def recipe_card(
 
 # %% ../nbs/57_ulmfit.ipynb #2ab896d8
 def _way_rows(content, way):
-    "Two lines on one direction."
+    "Some lines on one direction."
     how,plan,s = content['settings'], content['plan'], content['settings']['settings']
     lm,clas = (content[f'{way} {what}'] for what in ('language model', 'classifier'))
     times = [_time(content['seconds'][f'{way} {what}']) for what in ('language model', 'classifier')]
@@ -670,17 +699,33 @@ def _way_rows(content, way):
     yield (f'{way} classifier', f"{clas['epochs']} passes ({_steps_said(plan['steps'])}; {s['schedule']}, rates "
            f"divided by {s['lr_decay']:g} per group), dropouts times {how['how']['drop_mult']:g}; "
            f"{_said(clas, how['n_validation'])}; {times[1]}")
+    if how['how']['probe']: yield _probe_row(content, way)
     if how['how']['pseudo_labels']: yield _second_row(content, way)
 
 
 def _steps_said(steps): return '; '.join(f'{n} pass(es) from group {first} on at {lr:g}' for first, n, lr in steps)
+
+# %% ../nbs/57_ulmfit.ipynb #b4d59b18
+def _probe_row(content, way):
+    "A line on the linear probe and what came of it."
+    probe,mean,n = content[f'{way} linear probe'], content[f'{way} mean'], content['settings']['n_validation']
+    return (f'{way} linear probe', f"{_said(probe, n)}; its mean with the classifier {_said(mean, n)}; "
+            f"{_time(content['seconds'][f'{way} linear probe'])}; "
+            f"{'taken' if _probe_helps(content, way) else 'not taken: the mean has no lower loss'}")
+
+
+def _of_several(content):
+    "Of how many models a figure is the mean."
+    how = content['settings']
+    n = sum(1 + (how['how']['probe'] and _probe_helps(content, way)) for way in how['ways'])
+    return f' (the mean of {n} models)' if n > 1 else ''
 
 # %% ../nbs/57_ulmfit.ipynb #437df3b6
 def _second_row(content, way):
     "A line on pseudo-labels and what came of them."
     clas,found = content[f'{way} second classifier'], content[f'{way} pseudo-labels']
     seconds = sum(content['seconds'][f'{way} {what}'] for what in ('pseudo-labels', 'second classifier'))
-    return (f'{way}, second', f"{found['n']:,} of {found['of']:,} texts with labels of the first classifier (margins "
+    return (f'{way}, second', f"{found['n']:,} of {found['of']:,} texts with labels of what was there before (margins "
             f"from {found['least_margin']:.2f}); {_steps_said(content['plan']['pseudo_steps'])}; "
             f"{_said(clas, content['settings']['n_validation'])}; {_time(seconds)}; "
             f"{'taken' if _is_taken(content, way) else 'not taken: it is worse on the validation part'}")
@@ -753,17 +798,19 @@ def ulmfit(
     lm_epochs:int|None=None,       # Passes of the language model at most; None: as there is time
     drop_mult:float=.1,            # Multiplies the classifier's dropouts
     class_weights=None,            # Of the classifier's loss: 'balanced', a dict of category -> weight, or numbers
-    pseudo_labels:int=0,           # Texts to which the classifier gives labels, for a second one to learn from
+    probe:bool=True,               # Fit a linear probe, too, and answer by the mean of both where that is better
+    pseudo_labels:int=0,           # Texts that get labels by what is trained so far, for a second classifier
     tok_tfm=None,                  # A `Tokenizer`, or what splits words; None: spaCy's English
     seed:int=42,                   # Of everything random
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
     precision:str|None=None,       # `'fp32'` or `'bf16'`; None: bfloat16 where the processor has products in it
     every:str='5min',              # How often a checkpoint is written
-)->TextLearner|Ensemble:           # The classifier; of 'both' directions an ensemble. Its `card` tells how it was made
+)->TextLearner|Ensemble:           # The classifier, or the mean of several. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
     _check_place(out, settings, config)
-    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels)
+    how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels,
+                   probe)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
     _check_fields((labelled, valid, test), how['fields'])
@@ -773,18 +820,19 @@ def ulmfit(
     return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
 
 # %% ../nbs/57_ulmfit.ipynb #4f3ce614
-def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels):
+def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels, probe):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
     if not (hasattr(minutes, '__float__') and 0 < minutes < math.inf):
         raise ValueError(f"minutes={minutes!r}: use a positive number.")
     if seed != 0: positive_int(seed, 'seed')
     if pseudo_labels != 0: positive_int(pseudo_labels, 'pseudo_labels')
+    if not isinstance(probe, bool): raise ValueError(f"probe={probe!r}: use True or False.")
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
     config = None if config is None else asdict(AWDLSTMConfig.from_any(config))
     return dict(config=config, lm_epochs=lm_epochs, minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block,
-                every=every, tok_tfm=make_tokenizer(tok_tfm, None), pseudo_labels=pseudo_labels,
+                every=every, tok_tfm=make_tokenizer(tok_tfm, None), pseudo_labels=pseudo_labels, probe=probe,
                 precision=_precision(precision))
 
 # %% ../nbs/57_ulmfit.ipynb #a2e06f10
@@ -805,7 +853,7 @@ def _carry_out(job):
     "The learner with its card, which is printed; both are in the folder."
     job.stage('plan', partial(_make_plan, job))
     _say_plan(job)
-    learners = [_one_way(job, way).to_fp32() for way in job.ways]               # as whoever loads it will have it
+    learners = [part.to_fp32() for way in job.ways for part in _one_way(job, way)] # as whoever loads it will have it
     learn = learners[0] if len(learners) == 1 else Ensemble(learners)
     job.stage('figures', partial(_figures, learn, job))
     card = recipe_card(job.run.content)
@@ -817,6 +865,11 @@ def _carry_out(job):
 
 
 def _one_way(job, way):
+    "What answers together: a classifier, and the probe where that helps."
     _language_model(job, way)
     learn = _classifier(job, way)
-    return _second_classifier(job, way, learn) if job.how['pseudo_labels'] else learn
+    probe = _probe(job, way, learn) if job.how['probe'] else None
+    if probe and not _probe_helps(job.run.content, way): probe = None
+    if job.how['pseudo_labels']:
+        learn = _second_classifier(job, way, learn, Ensemble([learn, probe]) if probe else learn)
+    return [learn, probe] if probe else [learn]

@@ -158,7 +158,7 @@ def test_finished_run_trains_and_predicts_no_more(run, monkeypatch):
 
 def test_both_directions(tmp_path):
     learn = ulmfit(plenty + more, (reviews, labels), tmp_path, backwards='both', pseudo_labels=20, **quick)
-    assert learn.card.count('with labels of the first classifier') == 2
+    assert learn.card.count('with labels of what was there before') == 2
     assert (tmp_path / 'pseudo_labels_backward.csv').exists()
     found = pseudo_label(learn, more, 6)                                # by hand, of the mean of both
     probs = learn.get_preds(dl=learn.dls.test_dl(more))[0]

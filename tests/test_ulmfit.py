@@ -20,6 +20,7 @@ from awdtext.data.tokenizer import BaseTokenizer, CharTokenizer, SubwordTokenize
 from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.recipes import Results
 from awdtext.text_learner import TextLearner, load_learner
+from awdtext.training.calibration import fit_temperature
 from awdtext.training.learner import Learner
 from awdtext.training.monitors import EarlyStopping, KeepBest
 from awdtext.training.precision import supported
@@ -33,7 +34,7 @@ more = [f'a {noun} is {word} .' for noun in nouns for word in good + bad]
 small = ULMFiTSettings(lm_bs=4, seq_len=8, min_freq=1, clas_bs=8, lm_lr=2e-2,
                        steps=((-1, 1, 5e-2), (-2, 1, 5e-2), (0, 3, 5e-2)))
 quick = dict(config=dict(emb_sz=8, n_hid=12, n_layers=2), lm_epochs=2, tok_tfm=BaseTokenizer(), settings=small,
-             drop_mult=.1, precision='fp32')
+             drop_mult=.1, precision='fp32', probe=False)
 
 
 def probabilities(learn): return learn.get_preds()[0]
@@ -417,7 +418,7 @@ def test_card_tells_everything(both):
     content = json.loads((out / 'results.json').read_text())
     for text in ('58 labelled documents for training, 14 for validation', 'pos 29, neg 29', 'embedding 8, hidden 12',
                  '2 of 2 passes over', 'rate 0.02', 'perplexity', 'group -1 on at 0.05', 'divided by 2.6', '±',
-                 'backward language model', 'the mean of both directions', 'in all', 'seed 42', 'torch', 'GB'):
+                 'backward language model', 'the mean of 2 models', 'in all', 'seed 42', 'torch', 'GB'):
         assert text in learn.card, text
     assert f"accuracy {content['figures']['validation']['accuracy']:.4f}" in learn.card
     assert content['figures']['validation']['valid_loss'] == pytest.approx(learn.validate()[0])
@@ -579,3 +580,91 @@ def test_what_would_fail_after_an_hour_fails_at_once(tmp_path, how, message):
                          ids=str)
 def test_settings_that_cannot_be(how):
     with pytest.raises(ValueError, match=list(how)[0]): ULMFiTSettings(**how)
+
+
+# The linear probe
+
+probing = {**quick, 'probe': True}
+
+
+@pytest.fixture(scope='module')
+def probed(tmp_path_factory):
+    "A run with a probe, uninterrupted; its folder."
+    out = tmp_path_factory.mktemp('probe') / 'run'
+    return ulmfit(more, (reviews, labels), out, **probing), out
+
+
+def test_the_mean_with_a_probe_answers_where_its_loss_is_lower(probed):
+    learn,out = probed
+    content = json.loads((out / 'results.json').read_text())
+    figures = [content[f'forward {name}']['valid_loss'] for name in ('mean', 'classifier')]
+    assert figures[0] < figures[1] and type(learn) is Ensemble and learn.parts[1].options['layers'] == 'all'
+    mean = torch.stack([part.get_preds()[0] for part in learn.parts]).mean(0)
+    torch.testing.assert_close(probabilities(learn), mean)
+    assert learn.validate()[0] == pytest.approx(figures[0], rel=1e-4) == content['figures']['validation']['valid_loss']
+    temperature = content['forward linear probe']['temperature']
+    assert f'temperature {temperature:.2f}; its mean' in learn.card and '; taken' in learn.card
+    assert 'the mean of 2 models' in learn.card
+    assert fit_temperature(*learn.parts[1].get_preds()) == pytest.approx(1, abs=.01)
+    there = load_learner(out / 'classifier')
+    torch.testing.assert_close(there.predict(reviews[0])[2], learn.predict(reviews[0])[2])
+
+
+def test_a_finished_run_fits_no_probe(probed, monkeypatch):
+    monkeypatch.setattr(module, 'linear_probe', lambda *args, **how: pytest.fail("it fits"))
+    again = ulmfit(more, (reviews, labels), probed[1], **probing)
+    assert torch.equal(probabilities(again), probabilities(probed[0])) and again.card == probed[0].card
+
+
+@pytest.mark.parametrize('last', ['forward classifier', 'forward linear probe'])
+def test_killed_beside_the_probe(probed, tmp_path, monkeypatch, last):
+    write = Results.write
+    def dies(self):
+        write(self)
+        if self.content['stages_done'][-1:] == [last]: raise RuntimeError('killed')
+    monkeypatch.setattr(Results, 'write', dies)
+    with pytest.raises(RuntimeError, match='killed'): ulmfit(more, (reviews, labels), tmp_path, **probing)
+    monkeypatch.setattr(Results, 'write', write)
+    assert torch.equal(probabilities(ulmfit(more, (reviews, labels), tmp_path, **probing)), probabilities(probed[0]))
+
+
+def test_a_probe_that_does_not_help_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_probe_helps', lambda content, way: False)
+    learn = ulmfit(more, (reviews, labels), tmp_path, **probing)
+    assert type(learn) is TextLearner and 'not taken: the mean has no lower loss' in learn.card
+    assert 'the mean of' not in learn.card and learn.options['layers'] == 'last'
+
+
+@pytest.mark.parametrize(('y', 'how'), [
+    ([label + ('; long' if i % 2 else '') for i, label in enumerate(labels)], {'label_delim': '; '}),
+    ([float(label == 'pos') for label in labels], {'y_block': RegressionBlock()}),
+    (labels, {'backwards': 'both', 'class_weights': {'pos': 3., 'neg': 1.}}),
+])
+def test_probes_of_every_kind_of_labels(tmp_path, monkeypatch, y, how):
+    monkeypatch.setattr(module, '_probe_helps', lambda content, way: True)
+    learn = ulmfit(more, (reviews, y), tmp_path, **probing, **how)
+    assert [part.options['layers'] for part in learn.parts] == ['last', 'all'] * len(learn.parts[::2])
+    assert [part.dls.backwards for part in learn.parts] == [False, False, True, True][:len(learn.parts)]
+    assert learn.parts[1].loss_func.settings == learn.parts[0].loss_func.settings
+    assert ('temperature' in learn.card) == ('y_block' not in how)
+    there = load_learner(tmp_path / 'classifier')
+    torch.testing.assert_close(there.predict(reviews[0])[-1], learn.predict(reviews[0])[-1])
+
+
+def test_pseudo_labels_are_those_of_the_mean(tmp_path, monkeypatch):
+    asked,label = [],module.pseudo_label
+    monkeypatch.setattr(module, '_probe_helps', lambda content, way: True)
+    monkeypatch.setattr(module, 'pseudo_label', lambda learn, *args: asked.append(learn) or label(learn, *args))
+    monkeypatch.setattr(module, '_is_taken', lambda content, way: True)
+    plenty = [text.replace('film', noun) for text in reviews[:18] for noun in ('opera', 'tale')]
+    learn = ulmfit(plenty, (reviews, labels), tmp_path, pseudo_labels=8, **probing)
+    (teacher,) = asked
+    assert type(teacher) is Ensemble and len(teacher.parts) == len(learn.parts) == 2
+    second = torch.stack([part.get_preds()[0] for part in learn.parts]).mean(0)
+    torch.testing.assert_close(probabilities(learn), second)
+
+
+def test_what_no_probe_can_be(tmp_path):
+    with pytest.raises(ValueError, match="probe='yes': use True or False"):
+        ulmfit(more, (reviews, labels), tmp_path, **{**quick, 'probe': 'yes'})
+    with pytest.raises(ValueError, match='probe_C=0: use numbers above 0'): ULMFiTSettings(probe_C=0)
