@@ -1075,6 +1075,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.read_layers': ( 'models/classifier.html#read_layers',
                                                                                       'awdtext/models/classifier.py'),
+                                           'awdtext.models.classifier.read_window': ( 'models/classifier.html#read_window',
+                                                                                      'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.running_pool': ( 'models/classifier.html#running_pool',
                                                                                        'awdtext/models/classifier.py'),
                                            'awdtext.models.classifier.windows': ( 'models/classifier.html#windows',

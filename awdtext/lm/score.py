@@ -22,7 +22,7 @@ from ..data.dataloaders import TextDataLoaders
 from ..data.stream import positive_int
 from ..data.tokenizer import BOS, EOS
 from .evaluate import evaluating
-from ..models.classifier import n_features, next_state, pooled_positions, read_layers
+from ..models.classifier import n_features, next_state, pooled_positions, read_window
 
 # %% ../../nbs/lm/44_score.ipynb #2f649567
 def in_batches(
@@ -132,7 +132,7 @@ def pooled(
     with evaluating(encoder):
         for start in range(0, ns[0], seq_len):
             stop,rows = min(start + seq_len, ns[0]), sum(n > start for n in ns)
-            out,state = read_layers(encoder, encoder.embed(ids[:rows, start:stop]), next_state(state, rows), layers)
+            out,state = read_window(encoder, ids[:rows, start:stop], next_state(state, rows), layers)
             out,gone = out.float(), ~pooled_positions(lengths[:rows], start, stop, max_len)[..., None]
             largest[:rows] = torch.maximum(largest[:rows], out.masked_fill(gone, -torch.inf).amax(1))
             total[:rows] += out.masked_fill(gone, 0).sum(1)
