@@ -74,11 +74,11 @@ def report(results, args):
         if not lm: continue
         draws = [r for d in range(args.draws) if (r := earlier(results, {**run, 'part': 'draw', 'draw': d}))]
         lines.append([name, '/'.join(map(str, sizes)), f"{lm['tokens'] * lm['n_epoch'] / 1e6:.1f}",
-                      f"{lm['perplexity']:.1f}", f"{100 * lm['unknown']:.1f}", f"{lm['bits_per_character']:.3f}",
-                      spread([r['accuracy'] for r in draws], digits=3),
+                      f"{lm['cpu_minutes']:.0f}", f"{lm['perplexity']:.1f}", f"{100 * lm['unknown']:.1f}",
+                      f"{lm['bits_per_character']:.3f}", spread([r['accuracy'] for r in draws], digits=3),
                       f"{mean(r['cpu_minutes'] for r in draws):.1f}" if draws else '-'])
-    return table(['cell', 'sizes', 'million tokens read', 'perplexity', 'unknown, %', 'bits per character', 'accuracy',
-                  'minutes of a classifier'], lines)
+    return table(['cell', 'sizes', 'million tokens read', 'in minutes', 'perplexity', 'unknown, %',
+                  'bits per character', 'accuracy', 'minutes of a classifier'], lines)
 
 
 def parse(argv=None):
