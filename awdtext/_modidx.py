@@ -738,6 +738,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'awdtext.ensemble._check_targets': ('ensemble.html#_check_targets', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble._check_words': ('ensemble.html#_check_words', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble._checked': ('ensemble.html#_checked', 'awdtext/ensemble.py'),
+                                  'awdtext.ensemble._mean_preds': ('ensemble.html#_mean_preds', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble._same': ('ensemble.html#_same', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble._spread': ('ensemble.html#_spread', 'awdtext/ensemble.py'),
                                   'awdtext.ensemble.scores_of': ('ensemble.html#scores_of', 'awdtext/ensemble.py')},

@@ -137,14 +137,11 @@ class Ensemble(Parts):
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
         dl:Sequence|None=None, # Or a loader for each part, as `dls.test_dl` makes them
         with_loss:bool=False,  # Whether to give the loss of each document too
+        *,
+        precision:str|None=None, # `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`; each part's own if None
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "The mean of the parts' predictions, in the order of the data."
-        each = [None] * len(self.parts) if dl is None else list(dl)
-        if len(each) != len(self.parts):
-            raise ValueError(f"{len(each)} loader(s) for {len(self.parts)} parts: use those of dls.test_dl(texts).")
-        rows = [part.get_preds(ds_idx, one) for part, one in zip(self.parts, each)]
-        _check_targets([targets for _, targets in rows])
-        preds,targets = torch.stack([preds for preds, _ in rows]).mean(0), rows[0][1]
+        preds,targets = _mean_preds(self.parts, ds_idx, dl, precision)
         if not with_loss: return preds, targets
         return preds, targets, self.loss_func(scores_of(preds, self.dls.labeler), targets, reduction='none')
 
@@ -179,10 +176,12 @@ class Ensemble(Parts):
 
     def predict(self,
         text,               # One document, as for a `TextLearner`
+        *,
+        precision:str|None=None, # As in `get_preds`
     )->tuple:               # As a `TextLearner`'s: label, its index or mask, and the probabilities
         "What the parts say of `text` together."
         if self.dls.tokenizer is None and isinstance(text, str): text = text.split()
-        return self.decode(self.get_preds(dl=self.dls.test_dl([text]))[0][0])
+        return self.decode(self.get_preds(dl=self.dls.test_dl([text]), precision=precision)[0][0])
 
     def decode(self,
         preds:Tensor, # Probabilities or numbers of one document, as `get_preds` gives them
@@ -221,6 +220,16 @@ class Ensemble(Parts):
         return _balance(self, texts)
 
 # %% ../nbs/49_ensemble.ipynb #9d48b50f
+def _mean_preds(parts, ds_idx, dl, precision):
+    "The mean of what the parts say, and the targets."
+    each = [None] * len(parts) if dl is None else list(dl)
+    if len(each) != len(parts):
+        raise ValueError(f"{len(each)} loader(s) for {len(parts)} parts: use those of dls.test_dl(texts).")
+    rows = [part.get_preds(ds_idx, one, precision=precision) for part, one in zip(parts, each)]
+    _check_targets([targets for _, targets in rows])
+    return torch.stack([preds for preds, _ in rows]).mean(0), rows[0][1]
+
+
 def _spread(preds, labeler):
     "Root mean square of the scores about the mean of each document's; of several labels about 0."
     scores = scores_of(preds.double(), labeler)

@@ -143,6 +143,9 @@ def test_the_mean_with_another_classifier(encoder, tmp_path):
     assert found.categories == [int(both.predict(text)[1]) for text in found.texts]
     again = load_learner(both.export(tmp_path / 'both'))
     assert_close(again.predict(texts[0])[2], both.predict(texts[0])[2])
+    for precision in ('bf16', 'int8'):
+        mean = sum(part.predict(texts[0], precision=precision)[2] for part in both.parts) / 2
+        assert_close(both.predict(texts[0], precision=precision)[2], mean, atol=1e-6, rtol=0)
 
 
 def test_what_cannot_be(encoder):
