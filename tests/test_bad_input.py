@@ -3,7 +3,6 @@ import math
 
 import pandas as pd
 import pytest
-import torch
 from torch.testing import assert_close
 from training_helpers import tiny_size
 
