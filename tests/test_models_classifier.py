@@ -308,3 +308,9 @@ def test_pooling_of_windows_is_pooling_of_the_whole(max_len):
 def test_sizes_and_bounds_that_cannot_be(how, message):
     with pytest.raises(ValueError, match=message):
         get_text_classifier(**{**dict(vocab_sz=20, n_out=2, config=dict(emb_sz=4, n_hid=5, n_layers=2)), **how})
+
+
+def test_the_last_layers_outputs_are_handed_on_uncut():
+    "A slice of all of them is the same numbers, but its gradient costs a copy and comes in another order of sums."
+    raw = new_classifier(seq_len=4)(*batch(documents(9, 3))).raw
+    assert 'Slice' not in raw.grad_fn.name() and raw._base is None

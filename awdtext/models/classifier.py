@@ -288,7 +288,7 @@ class TextClassifier(nn.Module):
         if not needs_grad(self.encoder):
             return ClassifierOutput(self.head.classify(self.sentences.pooled(ids, lengths)), None, None, None)
         out,mask = self.sentences(ids, lengths)
-        raw = out[..., -self.encoder.out_sz:]                          # the penalties are on the last layer
+        raw = out if self.sentences.layers == 'last' else out[..., -self.encoder.out_sz:] # what is penalised
         return ClassifierOutput(self.head(out, mask), raw, raw, mask)
 
 # %% ../../nbs/models/18_classifier.ipynb #9969d73a
