@@ -860,6 +860,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'awdtext.interpret.surprisal': ('interpret.html#surprisal', 'awdtext/interpret.py')},
             'awdtext.linear': { 'awdtext.linear.LinearFit': ('linear.html#linearfit', 'awdtext/linear.py'),
                                 'awdtext.linear.LinearFit.__call__': ('linear.html#linearfit.__call__', 'awdtext/linear.py'),
+                                'awdtext.linear.check_C': ('linear.html#check_c', 'awdtext/linear.py'),
                                 'awdtext.linear.fit_linear': ('linear.html#fit_linear', 'awdtext/linear.py')},
             'awdtext.lm.dynamic_eval': { 'awdtext.lm.dynamic_eval.DynamicEvaluation': ( 'lm/dynamic_eval.html#dynamicevaluation',
                                                                                         'awdtext/lm/dynamic_eval.py'),

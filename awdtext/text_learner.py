@@ -30,7 +30,7 @@ from .ensemble import Ensemble, LMEnsemble
 from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_statistics, tune_dynamic
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
-from .linear import fit_linear
+from .linear import check_C, fit_linear
 from .lm.score import TextScore, encode_texts, score_texts
 from .lm.write import LMWriter
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
@@ -350,7 +350,8 @@ class TextLearner(EncoderLearner):
         temperature:float,  # Above 1: less sure; 0 is no temperature
     ):                      # The learner
         "Divide all scores by one number, thresholds in their way too."
-        if not 0 < temperature < math.inf: raise ValueError(f"temperature={temperature}: use a number above 0.")
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise ValueError(f"temperature={temperature!r}: use a number above 0.")
         _cool(self, temperature)
         return self
 
@@ -801,6 +802,8 @@ def linear_probe(
     precision:str|None=None,     # `'fp32'`, `'fp16'` or `'bf16'`, where the device has it; float32 if None
 )->TextLearner:                  # Frozen; it can be trained on as any other
     "A linear classifier on the means of the embedding and of every layer, fitted to its minimum."
+    check_C(C)
+    if not pretrained: raise ValueError(f"pretrained={pretrained!r}: name an encoder; a random one knows nothing.")
     learn = text_classifier_learner(
         dls, arch, seq_len, backwards=backwards, pretrained=pretrained, drop_mult=drop_mult, lin_ftrs=[],
         max_len=max_len, class_weights=class_weights, label_smoothing=label_smoothing, metrics=metrics, path=path,

@@ -153,10 +153,13 @@ def test_what_cannot_be(encoder):
     with pytest.raises(ValueError, match='C=0: use a number above 0'): probe_of(encoder, C=0)
     with pytest.raises(ValueError, match="layers='first': use 'last' or 'all'"):
         text_classifier_learner(clas_dls(lm, kinds['two']), config=size, layers='first')
+    with pytest.raises(ValueError, match='pretrained=None: name an encoder'): linear_probe(lm.dls, None)
+    with pytest.raises(ValueError, match="C='strong': use a number above 0"): linear_probe(lm.dls, file, C='strong')
     number = probe_of(encoder, 'number')
     assert isinstance(number.dls.labeler, RegressionSetup)
     with pytest.raises(ValueError, match='nothing to balance'): Ensemble([number, number]).balance(texts)
     with pytest.raises(ValueError, match='temperature=0: use a number above 0'): number.cool(0)
+    with pytest.raises(ValueError, match="temperature='2': use a number above 0"): number.cool('2')
     with pytest.raises(ValueError, match='features of shape'): fit_linear(torch.zeros(3), None, None, 1)
 
 
