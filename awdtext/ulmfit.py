@@ -53,7 +53,7 @@ def _check_steps(steps, name):
 class ULMFiTSettings:
     "The numbers of the recipe."
     sizes:tuple = ((400, 1152, 3), (200, 600, 2), (150, 400, 2)) # Embedding, hidden, layers; the largest first
-    max_vocab:int = 30_000       # Largest vocabulary
+    max_vocab:int = 10_000       # Largest vocabulary
     min_freq:int = 3             # Rarer words are unknown
     lm_bs:int = 32               # Rows of a batch of the language model
     seq_len:int = 72             # Mean length of its windows, and the classifier's windows

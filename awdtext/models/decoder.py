@@ -78,7 +78,11 @@ def add_weight_gradient(
 )->Tensor:             # The sum, in the memory of `dW` if there is one
     "One more chunk's part of the gradient of the weights."
     if dW is None: return weight_gradient(dz, h).to(dtype)
-    return dW.addmm_(dz.T, h) if dW.dtype == h.dtype else dW.add_(weight_gradient(dz, h))
+    if dW.dtype == h.dtype: return dW.addmm_(dz.T, h)
+    new = weight_gradient(dz, h)
+    if not has_onednn_bf16(h): return dW.add_(new)
+    for total, part in zip(dW.T.split(8), new.T.split(8)): total.add_(part)   # all at once would copy it to float32
+    return dW
 
 # %% ../../nbs/models/13_decoder.ipynb #6a2882a4
 def fused_nll(
@@ -113,7 +117,7 @@ def fused_nll(
             dz = add_grads(W, t[s], p, ones[s], dh[s] if needs[0] else None, db, smoothing)
             if needs[1]: dW = add_weight_gradient(dW, dz, h[s], exact)
     if needs[0]: dh.masked_fill_(~counts[:, None], 0)
-    if needs[1]: dW = torch.zeros_like(weight, dtype=exact) if dW is None else contiguous(dW)
+    if needs[1] and dW is None: dW = torch.zeros_like(weight, dtype=exact)
     return total, dh, dW, db
 
 # %% ../../nbs/models/13_decoder.ipynb #8d071edf
@@ -123,7 +127,8 @@ class _FusedNLL(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, targets, counts, chunk, smoothing, dtype):
         ctx.save_for_backward(hidden, weight, bias, targets, counts)
         ctx.how = ctx.needs_input_grad[:3], chunk, smoothing, dtype
-        total,*ctx.grads = fused_nll(hidden, weight, bias, targets, counts, *ctx.how)
+        total,*grads = fused_nll(hidden, weight, bias, targets, counts, *ctx.how)
+        ctx.grads = [g if g is None else contiguous(g) for g in grads]  # what the chunks took is free again
         return total
 
     @staticmethod

@@ -153,11 +153,13 @@ def lstm_kernel(
 def repeated_product(
     weight:Tensor, # (n_out, n_in)
     rows:int,      # Rows of what it will be multiplied with
-)->Callable:       # `x` of (rows, n_in) -> `x @ weight.T`
+)->Callable:       # `x` of (rows, n_in), and perhaps `y` of (rows, n_out) -> `x @ weight.T`, or `y + x @ weight.T`
     "A product with `weight` that is prepared once and used for many steps."
-    if not has_onednn(weight): return lambda x: x @ weight.T
-    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, None, 'none', [], '')
+    if not has_onednn(weight): return lambda x, y=None: x @ weight.T if y is None else torch.addmm(y, x, weight.T)
+    laid_out,linear = torch.ops.mkldnn._reorder_linear_weight(weight, rows), torch.ops.mkldnn._linear_pointwise
+    def product(x, y=None):
+        return linear(x, laid_out, None, 'none', [], '') if y is None else linear.binary(x, y, laid_out, None, 'add')
+    return product
 
 
 def has_onednn(
@@ -197,35 +199,37 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h, c, W, U, b):
         (T, B, _),n = x.shape, U.shape[1]
-        gates = (x.flatten(0, 1) @ W.T).to(c.dtype).add_(b).view(T, B, 4*n)
-        hs,cs = x.new_empty(T + 1, B, n), c.new_empty(T + 1, B, n)
+        gates = torch.addmm(b.to(x.dtype), x.flatten(0, 1), W.T).view(T, B, 4*n)
+        hs,cs = x.new_empty(T + 1, B, n), x.new_empty(T + 1, B, n)
         hs[0],cs[0] = h,c
         times_U = repeated_product(U, B)
-        for z, h, c, h_next, c_next in zip(gates, hs, cs, hs[1:], cs[1:]):
-            i,f,c_new,o = z.add_(times_U(h)).chunk(4, 1)               # each (B, n)
+        for kept, h, h_next, c_next in zip(gates, hs, hs[1:], cs[1:]):
+            z = times_U(h, kept).to(c.dtype)
+            i,f,c_new,o = z.chunk(4, 1)                                # each (B, n)
             for gate in (z[:, :2*n], o): gate.sigmoid_()
-            torch.mul(f, c, out=c_next).addcmul_(i, c_new.tanh_())
-            torch.mul(o, c_next.tanh(), out=h_next)
+            c = (f * c).addcmul_(i, c_new.tanh_())
+            torch.mul(o, c.tanh(), out=h_next)
+            for old, new in ((kept, z), (c_next, c)): old.copy_(new)
         ctx.save_for_backward(x, W, U, gates, hs, cs)
-        return hs[1:], hs[-1].to(c.dtype), cs[-1].clone()
+        return hs[1:], hs[-1].to(c.dtype), c
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out, dh, dc):
         x,W,U,gates,hs,cs = ctx.saved_tensors
         T,B,n = d_out.shape
-        d_gates,exact = x.new_empty(T, B, 4*n), torch.empty_like(gates[0])
+        d_gates,exact,c = x.new_empty(T, B, 4*n), dc.new_empty(B, 4*n), cs[T].to(dc.dtype)
         times_U_T = repeated_product(contiguous(U.T), B)
         for t in reversed(range(T)):
-            dh,d_z = dh + d_out[t], d_gates[t]
+            dh,c_last,d_z = dh + d_out[t], cs[t].to(dc.dtype), d_gates[t]
             dz = d_z if d_z.dtype == exact.dtype else exact
-            dc = step_back(gates[t], cs[t], cs[t + 1], dh, dc, dz)
-            dh = times_U_T(d_z.copy_(dz)).to(dc.dtype)
+            dc = step_back(gates[t].to(dc.dtype), c_last, c, dh, dc, dz)
+            dh,c = times_U_T(d_z.copy_(dz)).to(dc.dtype), c_last
         del times_U_T                                                  # as large as U, and no longer needed
         d_gates = d_gates.flatten(0, 1)                                # (T*B, 4*n)
         dW,dU = (contiguous(weight_gradient(d_gates, o.flatten(0, 1))) for o in (x, hs[:-1]))
         dx = (d_gates @ W).view_as(x) if ctx.needs_input_grad[0] else None
-        return dx, dh, dc, dW, dU, d_gates.sum(0).to(gates.dtype)
+        return dx, dh, dc, dW, dU, d_gates.sum(0).to(dc.dtype)
 
 # %% ../../nbs/models/11_lstm.ipynb #62ab17f4
 def step_back(
