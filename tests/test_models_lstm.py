@@ -70,6 +70,23 @@ def test_in_bfloat16_it_is_as_near_as_eight_bits_allow(n_hid):
     for g, exact_g in zip(ours, loops): assert g.dtype == torch.float32 and relative(g, exact_g) < .02
 
 
+def test_in_bfloat16_the_cell_adds_up_what_eight_bits_would_lose():
+    n,U = 4, torch.zeros(16, 4)
+    b = torch.tensor([-7., 30., 30., 30.]).repeat_interleave(n)        # i = 0.0009, f = c_new = o = 1
+    with torch.no_grad(), torch.autocast(**bf16):
+        _,(_, c) = lstm_sweep(torch.zeros(2, 200, 3), torch.zeros(2, n), torch.ones(2, n), torch.zeros(16, 3), U, b)
+    expected = 1 + 200 * torch.tensor(-7.).sigmoid()
+    assert_close(c, expected.expand(2, n), rtol=0, atol=2e-3)  # each is too little for bfloat16 to add to 1
+
+
+def test_in_bfloat16_nothing_larger_is_kept_for_the_backward_pass():
+    args = inputs(dtype=torch.float32)
+    with torch.autocast(**bf16): out,_ = lstm_sweep(*args)
+    node = out.grad_fn
+    while not hasattr(node, 'saved_tensors'): node = node.next_functions[0][0]
+    assert {o.dtype for o in node.saved_tensors} == {torch.bfloat16}
+
+
 def test_the_product_that_is_prepared_is_the_product():
     seed_all(0)
     for dtype in (torch.bfloat16, torch.float32):
