@@ -381,7 +381,7 @@ def _cool(learn, temperature):
     if learn.thresholds is not None: learn.thresholds = with_temperature(learn.thresholds, temperature, several=True)
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
-_learned = {'laptop': .737, 'small': .721, 'base': .682}  # Accuracy by `presets.py`, 10,000 words, 16 minutes each
+_learned = {'laptop': .756, 'small': .721, 'base': .682}  # Accuracy, `benchmarks/presets.py`, 10,000 words
 
 
 def advise_preset(
