@@ -7,7 +7,7 @@ __all__ = ['EnsembleData', 'Parts', 'scores_of', 'Ensemble', 'LMEnsemble']
 
 # %% ../nbs/49_ensemble.ipynb #dfc83a81
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice, tee
 from pathlib import Path
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from .data.batches import Categorize, MultiCategorize, RegressionSetup
+from .data.dataloaders import label_text, show_rows
+from .data.stream import positive_int
 from .data.tokenizer import BOS
-from .data.imbalance import TunedThresholds, tune_learner
 from .lm.evaluate import LMScore
 from .lm.score import TextScore
 from .lm.write import LMWriter
 from .models.language_model import LMOutput
 from .training.checkpoint import write_bundle
-from .training.calibration import Calibration, ClassReport, calibration, class_report
+from .training.calibration import Judged, with_temperature
 from .training.metrics import choose_threshold
 
 # %% ../nbs/49_ensemble.ipynb #a52b3c21
@@ -101,6 +102,7 @@ class Parts:
         self.dls,self.path = EnsembleData([part.dls for part in self.parts]), Path(self.parts[0].path)
         self.card = None   # how it was made, if somebody has told
         self.thresholds = None # of several labels: the probability above which each is predicted; None: .5
+        self.temperature = 1.  # divides the scores of the classifiers' mean
 
     def encode(self,
         texts:Sequence,  # Strings, or lists of tokens if there is no tokenizer
@@ -116,8 +118,8 @@ class Parts:
     )->Path:                     # The file
         "Write all parts to one file, for `load_learner`."
         trees = [{**part.exported(), 'kind': part.kind} for part in self.parts]
-        tree = {'parts': trees, 'card': self.card, 'thresholds': self.thresholds}
-        return write_bundle(self.path / file, tree, 'ensemble')
+        own = {name: getattr(self, name) for name in ('card', 'thresholds', 'temperature')}
+        return write_bundle(self.path / file, {'parts': trees, **own}, 'ensemble')
 
 # %% ../nbs/49_ensemble.ipynb #ffaf217f
 def scores_of(
@@ -129,7 +131,7 @@ def scores_of(
     return torch.logit(preds, eps=1e-6) if isinstance(labeler, MultiCategorize) else preds
 
 # %% ../nbs/49_ensemble.ipynb #e4f256ef
-class Ensemble(Parts):
+class Ensemble(Judged, Parts):
     "Classifiers that answer as one, by the mean of their probabilities; has the methods of a classifier's learner."
     kind = 'classifier'
 
@@ -142,6 +144,8 @@ class Ensemble(Parts):
     )->tuple:                  # Predictions and targets (None where there are none), and losses if asked for
         "The mean of the parts' predictions, in the order of the data."
         preds,targets = _mean_preds(self.parts, ds_idx, dl, precision)
+        if self.temperature != 1:
+            preds = with_temperature(preds, self.temperature, isinstance(self.dls.labeler, MultiCategorize))
         if not with_loss: return preds, targets
         return preds, targets, self.loss_func(scores_of(preds, self.dls.labeler), targets, reduction='none')
 
@@ -189,29 +193,18 @@ class Ensemble(Parts):
         "What these predictions say, by the thresholds of the ensemble."
         return self.parts[0].decode(preds, choose_threshold(self.thresholds, None))
 
-    def tune_thresholds(self,
-        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
-        ds_idx:int=1,          # 1 for validation data; not what was trained on
-        dl:Sequence|None=None, # Or a loader for each part
-    )->TunedThresholds:        # Prints as a table
-        "For each of several labels find the mean probability above which it is predicted from now on."
-        return tune_learner(self, metric, ds_idx, dl)
+    def _cool(self, temperature): self.temperature *= temperature
 
-    def class_report(self,
+    def show_results(self,
         ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
         dl:Sequence|None=None, # Or a loader for each part
-    )->ClassReport:            # Prints as a table
-        "Precision, recall and F1 of each class."
-        thresh = choose_threshold(self.thresholds, None)
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, thresh)
-
-    def calibration(self,
-        ds_idx:int=1,          # 0 for the training data, 1 for validation, 2 for test
-        dl:Sequence|None=None, # Or a loader for each part
-        n_bins:int=10,         # Bins of equal width
-    )->Calibration:            # Prints as a table
-        "Whether the mean probabilities can be believed."
-        return calibration(*self.get_preds(ds_idx, dl), n_bins)
+        max_n:int=9,           # Rows at most
+        shuffle:bool=True,     # Whether to draw documents, and not to take the first; of `dl` it is the first
+        trunc_at:int=150,      # Words of a cell at most
+    ):
+        "Show some documents beside what the parts say together: a table in a notebook, text elsewhere."
+        dls = [part._dl(ds_idx, None) for part in self.parts] if dl is None else list(dl)
+        show_rows(_results(self, dls, positive_int(max_n, 'max_n'), shuffle and dl is None), max_n, trunc_at)
 
     def balance(self,
         texts:Sequence, # Of the kind that will be read, without labels; a hundred and more
@@ -228,6 +221,16 @@ def _mean_preds(parts, ds_idx, dl, precision):
     rows = [part.get_preds(ds_idx, one, precision=precision) for part, one in zip(parts, each)]
     _check_targets([targets for _, targets in rows])
     return torch.stack([preds for preds, _ in rows]).mean(0), rows[0][1]
+
+
+def _results(both, dls, n, shuffle):
+    "Some documents as the first part reads them, each with what all say."
+    n_docs = len(dls[0].corpus)
+    idxs = (torch.randperm(n_docs) if shuffle else torch.arange(n_docs))[:n]
+    some = [dl.select(idxs) for dl in dls]
+    preds,(batch,) = both.get_preds(dl=some)[0], some[0]
+    return [{**row, 'predicted': label_text(both.decode(p)[0])}
+            for row, p in zip(both.parts[0].dls.rows(batch), preds[some[0].order])]
 
 
 def _spread(preds, labeler):

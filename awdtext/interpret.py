@@ -416,7 +416,9 @@ def _attribute(learn, text, category, n_steps):
                          "part, attribute(learn.parts[0], text).")
     readings,labeler = [_Reading(part, text) for part in _parts(learn)], learn.dls.labeler
     x,sizes = torch.cat([r.x for r in readings], 1), [r.x.shape[1] for r in readings]            # (n, sum of emb_sz)
-    read = lambda at: mixed_scores([r.scores(o) for r, o in zip(readings, at.split(sizes, 2))], labeler)
+    temperature = getattr(learn, 'temperature', 1.)                                              # of an ensemble's mean
+    def read(at):
+        return mixed_scores([r.scores(o) for r, o in zip(readings, at.split(sizes, 2))], labeler) / temperature
     i,name = _category(learn, category, read(x[None])[0])
     f = lambda at: log_odds(read(at), i, labeler)
     scores = integrated_gradients(f, x, n_steps, max(1, 4096 // len(x))).tolist()

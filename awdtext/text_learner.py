@@ -8,7 +8,7 @@ __all__ = ['map_embedding', 'coverage', 'EncoderLearner', 'TextLearner', 'advise
            'load_learner']
 
 # %% ../nbs/50_text_learner.ipynb #a3dd9981
-import json, math, warnings
+import json, warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ from torch import Tensor
 from .core import pages_kept, progress, say, to_device
 from .data.batches import Categorize, ClassifierDataLoader, MultiCategorize, RegressionSetup
 from .data.dataloaders import TextDataLoaders, label_text, numericalize_texts, show_rows
-from .data.imbalance import TunedThresholds, class_weights as weights_of, tune_learner
+from .data.imbalance import class_weights as weights_of
 from .data.stream import document_starts, positive_int
 from .data.tokenizer import Tokenizer, special_tokens, token_unit
 from .data.vocab import Vocab, match_vocab
@@ -38,8 +38,7 @@ from .models.classifier import clas_split, get_text_classifier, n_features
 from .models.language_model import encoders, get_language_model, lm_split
 from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
-from awdtext.training.calibration import (Calibration, ClassReport, calibration, class_report, fit_temperature,
-    with_temperature)
+from .training.calibration import Judged
 from .training.learner import Learner, listed
 from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
 from .training.metrics import Perplexity, accuracy, accuracy_multi, choose_threshold
@@ -256,7 +255,7 @@ class EncoderLearner(Learner):
         return {**self._text_state(), **own}
 
 # %% ../nbs/50_text_learner.ipynb #853b76ba
-class TextLearner(EncoderLearner):
+class TextLearner(Judged, EncoderLearner):
     "Learner of a text classifier; the language model's `LMLearner` inherits what is not overridden there."
     unit,kind = 'docs','classifier'
 
@@ -307,53 +306,12 @@ class TextLearner(EncoderLearner):
         "The same one by one, for more texts than memory holds."
         return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs, layers)
 
-    def class_report(self,
-        ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
-        dl=None,            # Or any loader
-    )->ClassReport:         # Prints as a table
-        "Precision, recall and F1 of each class."
-        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, choose_threshold(self.thresholds, None))
-
     def validate_figures(self,
         dl=None, # What to measure on; `dls.valid` if None
     )->dict:     # `{'valid_loss': …, metric: …}`
         "Loss and metrics on `dl`; metrics of several labels that were given no threshold take the learner's."
         for m in self.metrics: m.use_thresholds(self.thresholds)
         return super().validate_figures(dl)
-
-    def tune_thresholds(self,
-        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
-        ds_idx:int=1,       # 1 for validation data; not what was trained on
-        dl=None,            # Or any loader with labels
-    )->TunedThresholds:     # Prints as a table
-        "For each of several labels find the probability above which it is predicted from now on, in files too."
-        return tune_learner(self, metric, ds_idx, dl)
-
-    def calibration(self,
-        ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
-        dl=None,            # Or any loader
-        n_bins:int=10,      # Bins of equal width
-    )->Calibration:         # Prints as a table; its `plot()` is a reliability diagram
-        "Whether the probabilities can be believed."
-        return calibration(*self.get_preds(ds_idx, dl), n_bins)
-
-    def calibrate(self,
-        ds_idx:int=1,       # 1 for validation data; not what was trained on
-        dl=None,            # Or any loader
-    )->float:               # The temperature; above 1 if the probabilities were too sure
-        "Make the probabilities truer: all scores are divided by one number, and no prediction changes."
-        temperature = fit_temperature(*self.get_preds(ds_idx, dl))
-        self.cool(temperature)
-        return temperature
-
-    def cool(self,
-        temperature:float,  # Above 1: less sure; 0 is no temperature
-    ):                      # The learner
-        "Divide all scores by one number, thresholds in their way too."
-        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
-            raise ValueError(f"temperature={temperature!r}: use a number above 0.")
-        _cool(self, temperature)
-        return self
 
     def show_results(self,
         ds_idx:int=1,       # 0 for the training data, 1 for validation, 2 for test
@@ -366,19 +324,16 @@ class TextLearner(EncoderLearner):
         shuffle = shuffle and dl is None
         show_rows(_results(self, self._dl(ds_idx, dl), max_n, shuffle), max_n, trunc_at)
 
+    def _cool(self, temperature):
+        if self.average: self.average.show_mean()
+        self.average = None
+        last = [m for m in self.model.head.modules() if isinstance(m, torch.nn.Linear)][-1]
+        with torch.no_grad():
+            for p in last.parameters(): p /= temperature
+
     def _said(self, n):
         "What the model says of the first `n` rows of the batch at hand, as text."
         return [label_text(self.decode(probs)[0]) for probs in self.loss_func.activation(self.preds[:n]).cpu()]
-
-# %% ../nbs/50_text_learner.ipynb #26b09279
-def _cool(learn, temperature):
-    "Divide the scores of the learner's head by `temperature`."
-    if learn.average: learn.average.show_mean()
-    learn.average = None
-    last = [m for m in learn.model.head.modules() if isinstance(m, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        for p in last.parameters(): p /= temperature
-    if learn.thresholds is not None: learn.thresholds = with_temperature(learn.thresholds, temperature, several=True)
 
 # %% ../nbs/50_text_learner.ipynb #efa2cdaf
 _learned = {'laptop': .756, 'small': .721, 'base': .682}  # Accuracy, `benchmarks/presets.py`, 10,000 words
@@ -847,7 +802,7 @@ def load_learner(
     if bundle['kind'] != 'ensemble': return _rebuilt(bundle, file, device)
     parts = [_rebuilt(tree, file, device) for tree in bundle['parts']]
     both = (LMEnsemble if parts[0].kind == 'language_model' else Ensemble)(parts)
-    both.card,both.thresholds = bundle['card'], bundle.get('thresholds')
+    both.card,both.thresholds,both.temperature = bundle['card'], bundle.get('thresholds'), bundle.get('temperature', 1.)
     return both
 
 # %% ../nbs/50_text_learner.ipynb #74e22e3f

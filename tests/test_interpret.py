@@ -271,6 +271,17 @@ def test_attributions_of_an_ensemble_are_those_of_its_mean(labels):
     assert f"'{both.dls.categories[1]}': {math.log(p / (1 - p)):+.3g}," in found.title
 
 
+@pytest.mark.parametrize('labels', [stars, [[s] for s in stars]], ids=['one label', 'several'])
+def test_a_calibrated_ensemble_is_attributed_as_it_predicts(labels):
+    both = both_ways(labels)
+    before = attribute(both, text, both.dls.categories[1]).scores
+    both.cool(2.)
+    found = attribute(both, text, both.dls.categories[1])
+    p = both.predict(text)[2][1].item()
+    assert f"{math.log(p / (1 - p)):+.3g}, of an empty text" in found.title
+    assert len(both.dls.categories) > 2 or found.scores == pytest.approx([score / 2 for score in before], abs=1e-5)
+
+
 def test_an_ensemble_of_equals_says_what_each_says():
     one = clas()
     both = Ensemble([one, one])

@@ -10,6 +10,7 @@ from training_helpers import plain_learner, tiny_size, two_classes, words
 
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
+from awdtext.ensemble import Ensemble, scores_of
 from awdtext.text_learner import load_learner, text_classifier_learner
 from awdtext.training.calibration import CalibratedLoss, calibration, class_report, fit_temperature, with_temperature
 from awdtext.training.losses import binary_cross_entropy_loss, cross_entropy_loss
@@ -148,6 +149,37 @@ def test_a_calibrated_classifier_says_the_same_with_truer_probabilities(several,
     right = ((probs > .5) == (targs > .5)).all(1) if several else probs.argmax(1) == targs
     assert learn.class_report().accuracy == pytest.approx(right.double().mean().item())
     assert [row.category for row in learn.class_report().classes] == ['a', 'b']
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_the_mean_of_calibrated_parts_has_a_temperature_of_its_own(several, tmp_path):
+    "scipy's search over temperatures finds none that is better; no prediction changes, and the file knows it."
+    names = [['ab'[i % 2]] if several else 'ab'[i % 2] for i in range(60)]
+    one,texts = classifier(names)
+    two = load_learner(one.export(tmp_path / 'one'))
+    for part, sure in ((one, 4.), (two, 2.)):
+        z = scores_of(part.get_preds(dl=part.dls.test_dl(texts))[0], part.dls.labeler)
+        part.cool((z if several else z[:, 0] - z[:, 1]).abs().mean().item() / sure)
+    both = Ensemble([one, two])
+    if several: both.thresholds = torch.tensor([.3, .6])
+    law = with_temperature(both.get_preds(dl=both.dls.test_dl(texts))[0], 3., several)     # three times too sure of it
+    drawn = [[['ab'[i] for i in row.bernoulli().nonzero()] if several else 'ab'[row.multinomial(1)] for row in law]]
+    dl = both.dls.test_dl(texts, *drawn)
+    (probs,targs),cut = both.get_preds(dl=dl), both.thresholds if several else .5
+    z,T = scores_of(probs.double(), both.dls.labeler), both.calibrate(dl=dl)
+    def loss(t):
+        return F.binary_cross_entropy_with_logits(z / t, targs.double()) if several else F.cross_entropy(z / t, targs)
+    best = optimize.minimize_scalar(lambda t: loss(t).item(), bounds=(.05, 20.), options={'xatol': 1e-6}).x
+    assert best == pytest.approx(T, rel=1e-3) and T > 1.5
+    now = both.get_preds(dl=dl)[0]
+    torch.testing.assert_close(now, with_temperature(probs, T, several), atol=1e-5, rtol=0)
+    assert both.validate(dl=dl)[0] == pytest.approx(loss(T).item(), rel=1e-4)
+    assert torch.equal(now > (both.thresholds if several else .5), probs > cut)
+    there = load_learner(both.export(tmp_path / 'both'))
+    assert there.temperature == T
+    torch.testing.assert_close(there.predict(texts[0])[2], both.predict(texts[0])[2])
+    both.cool(2.)
+    torch.testing.assert_close(both.get_preds(dl=dl)[0], with_temperature(probs, 2 * T, several), atol=1e-5, rtol=0)
 
 
 def test_numbers_have_neither_classes_nor_probabilities():

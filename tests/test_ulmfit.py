@@ -185,6 +185,27 @@ def test_ensemble_is_the_mean_of_its_parts(both):
     assert learn.encode([text]).shape == (1, 2 * 3 * 8)
 
 
+def test_an_ensemble_shows_documents_beside_what_it_says(both, capsys):
+    learn,_ = both
+    learn.show_results(max_n=3, shuffle=False)
+    rows = capsys.readouterr().out.strip().split('\n\n')
+    shown = [dict(line.split(': ', 1) for line in row.split('\n')) for row in rows]
+    dls = learn.parts[0].dls
+    corpus,(preds,targets) = dls.valid.corpus, learn.get_preds()
+    for row in shown:
+        i = next(i for i in range(3) if ' '.join(dls.vocab.decode(corpus[i])) == row['text'])
+        assert row['category'] == dls.categories[targets[i]] and row['predicted'] == dls.categories[preds[i].argmax()]
+    assert len(shown) == 3
+    torch.manual_seed(0)
+    learn.show_results(max_n=100)
+    drawn = capsys.readouterr().out
+    assert drawn.count('predicted: ') == len(corpus)
+    learn.show_results(dl=learn.dls.test_dl(reviews[:2]))
+    assert 'category' not in (out := capsys.readouterr().out) and out.count('predicted: ') == 2
+    with pytest.raises(ValueError, match='There is no data number 2'): learn.show_results(2)
+    with pytest.raises(ValueError, match='max_n=0'): learn.show_results(max_n=0)
+
+
 def test_exported_ensemble_says_the_same(both, tmp_path):
     learn,out = both
     there = load_learner(out / 'classifier')

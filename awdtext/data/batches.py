@@ -308,6 +308,14 @@ class ClassifierDataLoader:
         return ClassifierDataLoader(self.corpus, self.targets, 512, False, self.seed, self.pad_idx, self.device,
                                     max_tokens)
 
+    def select(self,
+        idxs:Sequence[int]|Tensor, # Which documents
+    )->'ClassifierDataLoader':
+        "These documents alone, in one batch, the longest first."
+        targets = None if self.targets is None else self.targets[idxs]
+        return ClassifierDataLoader(self.corpus.select(idxs), targets, len(idxs), False, self.seed, self.pad_idx,
+                                    self.device)
+
     def describe(self)->dict:
         "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."
         return {'documents': len(self.corpus), 'tokens': self.corpus.n_tokens, 'bs': self.bs, 'shuffle': self.shuffle,

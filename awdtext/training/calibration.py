@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClassFigures', 'ClassReport', 'class_report', 'Calibration', 'calibration', 'fit_temperature', 'with_temperature',
-           'CalibratedLoss']
+           'CalibratedLoss', 'Judged']
 
 # %% ../../nbs/training/37_calibration.ipynb #e2371da9
 import math, warnings
@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..data.imbalance import TunedThresholds, tune_learner
 from ..data.stream import positive_int
 from .losses import Loss
-from .metrics import Metric
+from .metrics import Metric, choose_threshold
 
 # %% ../../nbs/training/37_calibration.ipynb #163b2c8f
 def _check(probs, targs):
@@ -210,3 +211,48 @@ class CalibratedLoss(Metric):
                 beta = torch.tensor(beta, device=scores.device, requires_grad=True)
                 return torch.autograd.grad(self.loss_func(beta * scores, targs), beta)[0]
         return self.loss_func(_lowest_place(slope, 1 / 20, 1 / .05) * scores, targs).item()
+
+# %% ../../nbs/training/37_calibration.ipynb #004a3a05
+class Judged:
+    "For what has `get_preds`, `dls`, `thresholds` and `_cool`: figures on its predictions, and truer probabilities."
+    def class_report(self,
+        ds_idx:int=1, # 0 for the training data, 1 for validation, 2 for test
+        dl=None,      # Or any loader; of an ensemble one for each part
+    )->ClassReport:   # Prints as a table
+        "Precision, recall and F1 of each class."
+        return class_report(*self.get_preds(ds_idx, dl), self.dls.categories, choose_threshold(self.thresholds, None))
+
+    def tune_thresholds(self,
+        metric:str|Callable='f1', # Or a function of scikit-learn's form, `metric(targets, predictions)`; more is better
+        ds_idx:int=1,       # 1 for validation data; not what was trained on
+        dl=None,            # Or any loader with labels; of an ensemble one for each part
+    )->TunedThresholds:     # Prints as a table
+        "For each of several labels find the probability above which it is predicted from now on, in files too."
+        return tune_learner(self, metric, ds_idx, dl)
+
+    def calibration(self,
+        ds_idx:int=1,  # 0 for the training data, 1 for validation, 2 for test
+        dl=None,       # Or any loader; of an ensemble one for each part
+        n_bins:int=10, # Bins of equal width
+    )->Calibration:    # Prints as a table; its `plot()` is a reliability diagram
+        "Whether the probabilities can be believed."
+        return calibration(*self.get_preds(ds_idx, dl), n_bins)
+
+    def calibrate(self,
+        ds_idx:int=1, # 1 for validation data; not what was trained on
+        dl=None,      # Or any loader; of an ensemble one for each part
+    )->float:         # The temperature; above 1 if the probabilities were too sure
+        "Make the probabilities truer: all scores are divided by one number, and no prediction changes."
+        temperature = fit_temperature(*self.get_preds(ds_idx, dl))
+        self.cool(temperature)
+        return temperature
+
+    def cool(self,
+        temperature:float, # Above 1: less sure; 0 is no temperature
+    ):                     # The learner
+        "Divide all scores by one number, thresholds in their way too."
+        if not (isinstance(temperature, int | float) and 0 < temperature < math.inf):
+            raise ValueError(f"temperature={temperature!r}: use a number above 0.")
+        self._cool(temperature)
+        if self.thresholds is not None: self.thresholds = with_temperature(self.thresholds, temperature, several=True)
+        return self
