@@ -151,6 +151,15 @@ def _data_warnings(dls, duplicates):
         yield (f'{len(duplicates):,} validation documents are in the training part: see leaks(dls), and drop them '
                'from one of the two.')
 
+# %% ../nbs/56_report.ipynb #21a48d2b
+def _check_one(learn, asked):
+    "`learn`, if it is one learner; else raise with the cure."
+    if isinstance(learn, TextLearner): return learn
+    if hasattr(learn, 'parts'):
+        raise TypeError(f"{asked} tells of one training, and an ensemble is several learners: {asked}(learn.parts[0]), "
+                        "and so on.")
+    raise TypeError(f"{asked} tells of a learner, not of a {type(learn).__name__}.")
+
 # %% ../nbs/56_report.ipynb #e9e03de9
 def training_report(
     learn:TextLearner,   # Of a language model or a classifier, with its data
@@ -159,7 +168,7 @@ def training_report(
     n_batches:int=5,     # Steps that are measured
 )->Report:
     "Documents, tokens, unknown words, labels, leaks, time and memory, and what is wrong with them."
-    n_epoch,dls = positive_int(n_epoch, 'n_epoch'), learn.dls
+    n_epoch,dls = positive_int(n_epoch, 'n_epoch'), _check_one(learn, 'training_report').dls
     if dls.train is None or dls.valid is None: raise ValueError("The report needs a training and a validation part.")
     labels,warned = ([], []) if dls.is_lm else _label_lines(dls)
     duplicates = near_duplicates(dls.train.corpus, dls.valid.corpus, threshold, unk_idx=dls.vocab.unk_idx)
@@ -293,7 +302,7 @@ def write_report(
     n_samples:int=3,                 # Texts, or documents, that are shown; 0 for none
 )->Path:                             # The file
     "Write the run as one HTML page that fetches nothing: figures, curves, schedule, samples, recipe card."
-    if not learn.record: raise ValueError("There is no run to report: train first.")
+    if not _check_one(learn, 'write_report').record: raise ValueError("There is no run to report: train first.")
     is_lm = isinstance(learn, LMLearner)
     title = title or ('A language model' if is_lm else 'A classifier')
     samples = (_lm_samples if is_lm else _classifier_samples)(learn, n_samples) if n_samples and learn.dls.valid else []

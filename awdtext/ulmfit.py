@@ -8,6 +8,7 @@ __all__ = ['ULMFiTSettings', 'Docs', 'read_texts', 'read_labelled', 'stratified'
 
 # %% ../nbs/57_ulmfit.ipynb #be6b16f3
 import csv, hashlib, math, re, shutil, time, warnings
+from collections import Counter
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from .core import Report, default_device, say, seed_all
-from .data.batches import Categorize, is_blank, is_missing, number_hint
+from .data.batches import Categorize, MultiCategorize, is_blank, is_missing, number_hint
 from .data.dataloaders import (LabelBlock, TextDataLoaders, as_label_block, as_list, check_text, column_names,
     frame_labels, frame_texts, label_text, make_tokenizer, numericalize_texts, row_text, split_labels)
 from .data.stream import positive_int
@@ -28,13 +29,13 @@ from .ensemble import Ensemble
 from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
-from .report import pace_of, peak_memory, training_report
+from .report import pace_of, peak_memory, training_report, write_report
 from .text_learner import (TextLearner, language_model_learner, linear_probe, loss_settings,
     text_classifier_learner)
 from .training.calibration import CalibratedLoss
 from .training.checkpoint import read_bundle
 from .training.monitors import EarlyStopping, KeepBest
-from .training.precision import supported
+from .training.precision import choose_precision, supported
 from .training.resume import parse_every, plain
 from .training.schedule import ParamScheduler, slanted_triangular
 from .training.tracking import begin_stage, format_hours
@@ -77,6 +78,7 @@ class ULMFiTSettings:
     pseudo_bs:int = 32           # Documents in a batch of the classifier that learns from them
     pseudo_steps:tuple = ((-1, 1, 1e-2), (-2, 1, 1e-2), (0, 2, 4e-3)) # Its steps
     probe_C:float = .005         # Inverse strength of the linear probe's penalty
+    n_samples:int = 3            # Texts, or documents, on the page of each training
 
     def __post_init__(self):
         for name in ('max_vocab', 'lm_bs', 'seq_len', 'max_passes', 'sample', 'n_steps', 'clas_bs', 'pseudo_pool',
@@ -251,6 +253,13 @@ def _check_part(name, part):
     if n: raise ValueError(f"{n} of {len(part.labels)} documents of {name}= have no label: leave them out.")
 
 # %% ../nbs/57_ulmfit.ipynb #3bb70dfe
+def _strata(labeler, names):
+    if isinstance(labeler, Categorize): return names
+    if not isinstance(labeler, MultiCategorize): return [0] * len(names)
+    counts = Counter(name for row in names for name in row)
+    return [min(row, key=lambda name: (counts[name], str(name)), default=None) for row in names]
+
+
 def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     if not labelled.texts: raise ValueError("there is no labelled text to learn from.")
     block = as_label_block(y_block)
@@ -259,7 +268,7 @@ def _train_valid(labelled, valid, test, valid_pct, seed, y_block):
     for part in (valid, test):
         if part: labeler(block.names(part.labels, range(len(part.labels))))
     if valid: return labelled, valid
-    strata = labelled.labels if isinstance(labeler, Categorize) else [0] * len(names)
+    strata = _strata(labeler, names)
     parts = stratified(strata, valid_pct, seed)
     if not parts[1]: raise ValueError("no category has two documents to validate one: label more, or give valid=."
                                       + number_hint(strata))
@@ -305,7 +314,7 @@ class _Job:
     "The stages of a run, and what they share."
     def __init__(self, data, run, ways, settings, how):
         self.data,self.run,self.ways,self.settings,self.how = data, run, ways, settings, how
-        self.out = run.file.parent
+        self.out,self.since = run.file.parent, time.monotonic()
 
     @property
     def plan(self): return self.run.content['plan']
@@ -331,8 +340,18 @@ class _Job:
         if fit.__self__.interrupted: raise KeyboardInterrupt
 
     def stage(self, name, work):
-        self.run.stage(name, work)
+        "Do what is not done. Its time is that since the stage before, or that of all passes if it was interrupted."
+        def timed():
+            found = work()
+            return {**found, 'seconds': max(found.pop('seconds', 0.), time.monotonic() - self.since)}
+        self.run.stage(name, timed)
+        self.since = time.monotonic()
         shutil.rmtree(self.out / 'checkpoints' / name.replace(' ', '_'), ignore_errors=True)
+
+    def report(self, learn, name):
+        "A page with the curves, rates and samples of what was trained; after its stage, which no drawing can undo."
+        page = write_report(learn, f"{name.replace(' ', '_')}.html", f'The {name}', n_samples=self.settings.n_samples)
+        say(f'The run of the {name}: {page}')
 
 # %% ../nbs/57_ulmfit.ipynb #4d23f88b
 class _Cost(NamedTuple):
@@ -442,6 +461,7 @@ def _language_model(job, way):
             cbs=[best, EarlyStopping(patience=s.lm_patience)])
     best.restore(learn)
     job.stage(name, partial(_lm_results, job, learn, way))
+    job.report(learn, name)
 
 # %% ../nbs/57_ulmfit.ipynb #d53b86f2
 def _lm_results(job, learn, way):
@@ -508,6 +528,7 @@ def _classifier(job, way):
     say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['steps']))}")
     temperature = _take_steps(job, learn, job.plan['steps'], name)
     job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}', temperature))
+    job.report(learn, name)
     return learn.unfreeze()
 
 # %% ../nbs/57_ulmfit.ipynb #a8a2da39
@@ -559,18 +580,17 @@ def _probe(job, way, first):
     if job.is_done(name):
         learn = _classifier_learner(job, way, *data, layers='all', lin_ftrs=[])
         return learn.load(f'weights_{way}_probe', with_opt=False)
-    began = time.monotonic()
     learn = _classifier_learner(job, way, *data, make=linear_probe, C=job.settings.probe_C)
     temperature = _calibrate(learn) if learn.loss_func.in_nats else None
-    job.stage(name, partial(_probe_results, first, learn, way, temperature, began))
+    job.stage(name, partial(_probe_results, first, learn, way, temperature))
     return learn
 
 
-def _probe_results(first, learn, way, temperature, began):
+def _probe_results(first, learn, way, temperature):
     learn.save(f'weights_{way}_probe', with_opt=False)
     cooled = {} if temperature is None else {'temperature': temperature}
     return {f'{way} linear probe': {**learn.validate_figures(), **cooled},
-            f'{way} mean': Ensemble([first, learn]).validate_figures(), 'seconds': time.monotonic() - began}
+            f'{way} mean': Ensemble([first, learn]).validate_figures()}
 
 
 def _probe_helps(content, way):
@@ -589,6 +609,7 @@ def _second_classifier(job, way, first, teacher):
         say(f"The {name}:\n{training_report(learn.unfreeze(), _passes(job.plan['pseudo_steps']))}")
         temperature = _take_steps(job, learn, job.plan['pseudo_steps'], name)
         job.stage(name, partial(_classifier_results, learn, name, f'weights_{way}_second', temperature))
+        job.report(learn, name)
     return first.load(f'weights_{way}_second', with_opt=False).unfreeze() if _is_taken(job.run.content, way) else first
 
 
@@ -666,6 +687,9 @@ def _said(figures, n):
     return ', '.join(one(name, value) for name, value in figures.items() if name != 'epochs')
 
 # %% ../nbs/57_ulmfit.ipynb #2cc236f1
+_judged_by_itself = 'these documents also chose passes, temperatures and what is averaged: fair figures need test='
+
+
 def recipe_card(
     content:dict, # Of the `results.json` of a run
 )->Report:        # Some lines
@@ -677,12 +701,15 @@ def recipe_card(
              for name, (n, of) in content['leaks'].items()]
     rows += [('model', f"{_size(AWDLSTMConfig.from_any(plan['config']))}; products in {how['how']['precision']}")]
     for way in how['ways']: rows += _way_rows(content, way)
-    rows += [(name, _said(content['figures'][name], how['n_' + name])
-              + _of_several(content))
-             for name in ('validation', 'test') if name in content['figures']]
+    for name in ('validation', 'test'):
+        if name not in content['figures']: continue
+        rows += [(name, _said(content['figures'][name], how['n_' + name]) + _of_several(content))]
+    if 'test' not in content['figures']: rows += [('', _judged_by_itself)]
+    if 'thresholds' in content: rows += [('thresholds', _listed(content['thresholds']))]
     if 'tfidf' in content['figures']: rows += [_tfidf_row(content)]
     peak,versions = content['figures']['memory'], content['versions']
-    rows += [('time', f"{_time(sum(content['seconds'].values()))} in all"),
+    wanted = f"; {how['how']['minutes']:g} minutes were asked for" if plan['seconds'] else ''
+    rows += [('time', f"{_time(sum(content['seconds'].values()))} in all{wanted}"),
              ('memory', f'{peak / 1e9:.1f} GB at most, of the process that ended the run' if peak else 'not known'),
              ('made with', f"seed {how['how']['seed']}, awdtext {versions['awdtext']}, torch {versions['torch']}")]
     return Report('\n'.join(['Recipe card', *(f'{name:<24}{value}' for name, value in rows)]))
@@ -845,8 +872,17 @@ def _check_pseudo_labels(n, data, y_block):
 
 # %% ../nbs/57_ulmfit.ipynb #99a72221
 def _precision(wanted):
-    has = supported('bf16' if wanted is None else wanted, default_device())      # raises if there is no such
-    return wanted or ('bf16' if has else 'fp32')
+    device = default_device()
+    if wanted is None: return 'bf16' if supported('bf16', device) else 'fp32'
+    return choose_precision(wanted, device).name                                 # raises if there is no such
+
+# %% ../nbs/57_ulmfit.ipynb #72ff10be
+def _set_thresholds(job, learn):
+    "Thresholds that suit the validation part, if there can be several labels; those of before, if there are."
+    if not isinstance(learn.dls.labeler, MultiCategorize): return
+    names = map(label_text, learn.dls.categories)
+    job.stage('thresholds', lambda: {'thresholds': dict(zip(names, learn.tune_thresholds().thresholds.tolist()))})
+    learn.thresholds = torch.tensor([*job.run.content['thresholds'].values()])
 
 # %% ../nbs/57_ulmfit.ipynb #82e22f54
 def _carry_out(job):
@@ -855,6 +891,7 @@ def _carry_out(job):
     _say_plan(job)
     learners = [part.to_fp32() for way in job.ways for part in _one_way(job, way)] # as whoever loads it will have it
     learn = learners[0] if len(learners) == 1 else Ensemble(learners)
+    _set_thresholds(job, learn)
     job.stage('figures', partial(_figures, learn, job))
     card = recipe_card(job.run.content)
     learn.card = str(card)

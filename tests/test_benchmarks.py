@@ -15,6 +15,7 @@ from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import Tokenizer
 from awdtext.text_learner import language_model_learner
 from awdtext.training.checkpoint import read_bundle
+from awdtext.ulmfit import ULMFiTSettings
 
 folder = Path(__file__).parents[1] / 'benchmarks'
 good,bad = 'great lovely superb moving'.split(), 'dull awful boring wooden'.split()
@@ -144,6 +145,18 @@ def test_second_classifier_of_a_draw_learns_from_the_first(data, tmp_path, run, 
     assert cells(said)[-1][1:8] == [f'{draw[name]:.3f}' for name in names]
     (first, n, unseen),(both, n_both, _) = trained
     assert n == 40 and first < both and not unseen & both and n_both - 40 == len(both) - len(first)
+
+
+def test_what_ulmfit_does_untold_is_what_the_presets_table_says(load):
+    "Vocabulary and sizes of the cell that learned most; and the README shows the rows that the results file gives."
+    p = load('presets')
+    results = p.read_results(p.results_file)
+    means = {name: mean(r['accuracy'] for r in results if r['cell'] == name and 'accuracy' in r) for name in p.cells}
+    sizes,max_vocab,tokens = p.cells[max(means, key=means.get)]
+    assert ULMFiTSettings().max_vocab == max_vocab and tuple(sizes) in ULMFiTSettings().sizes and tokens == 'words'
+    readme = (folder.parent / 'README.md').read_text().replace('**', '')
+    rows = p.report(results, p.parse(['--data', '.'])).splitlines()[2:]
+    assert len(rows) == len(p.cells) and all(row in readme for row in rows)
 
 
 def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_path, run, load, monkeypatch):

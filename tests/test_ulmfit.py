@@ -2,7 +2,9 @@
 import json
 import signal
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from awdtext import ulmfit as module
@@ -31,7 +34,7 @@ reviews = [f'the {noun} was {word} and {other} .' for noun in nouns for words in
            for word in words for other in words]
 labels = ['pos' if any(word in text for word in good) else 'neg' for text in reviews]
 more = [f'a {noun} is {word} .' for noun in nouns for word in good + bad]
-small = ULMFiTSettings(lm_bs=4, seq_len=8, min_freq=1, clas_bs=8, lm_lr=2e-2,
+small = ULMFiTSettings(n_samples=0, lm_bs=4, seq_len=8, min_freq=1, clas_bs=8, lm_lr=2e-2,
                        steps=((-1, 1, 5e-2), (-2, 1, 5e-2), (0, 3, 5e-2)))
 quick = dict(config=dict(emb_sz=8, n_hid=12, n_layers=2), lm_epochs=2, tok_tfm=BaseTokenizer(), settings=small,
              drop_mult=.1, precision='fp32', probe=False)
@@ -51,7 +54,7 @@ def both(tmp_path_factory):
 
 def test_one_direction_returns_the_learner(tmp_path):
     learn = ulmfit(pd.Series(more), pd.DataFrame({'text': reviews, 'label': labels}), tmp_path / 'run',
-                   **{**quick, 'precision': None})
+                   **{**quick, 'precision': None, 'settings': replace(small, n_samples=2)})
     has = 'bf16' if supported('bf16', torch.device('cpu')) else 'fp32'
     assert f'products in {has}' in learn.card and learn.precision.name == 'fp32'
     assert type(learn) is TextLearner and not learn.dls.backwards
@@ -62,6 +65,35 @@ def test_one_direction_returns_the_learner(tmp_path):
     assert there.card == learn.card == (tmp_path / 'run/card.txt').read_text().rstrip('\n')
     assert learn.dls.vocab.itos == load_learner(tmp_path / 'run/language_model_forward').dls.vocab.itos
     assert not (tmp_path / 'run/checkpoints/forward_classifier').exists(), "checkpoints are deleted when all is done"
+    for name, sections in (('language_model', ['Curves', 'Samples']), ('classifier', ['Curves', 'Which words decide'])):
+        page = (tmp_path / f'run/forward_{name}.html').read_text()
+        assert f'<h1>The forward {name.replace("_", " ")}</h1>' in page
+        assert all(f'<h2>{section}</h2>' in page for section in sections)
+
+
+@pytest.mark.parametrize('wanted', ['fp16', 'bf16'])
+def test_the_card_tells_the_precision_that_was_used(tmp_path, monkeypatch, capsys, wanted):
+    "Of a processor that has neither."
+    monkeypatch.setattr('awdtext.training.precision.supported', lambda name, device: name == 'fp32')
+    learn = ulmfit(more, (reviews, labels), tmp_path, **{**quick, 'precision': wanted})
+    assert 'products in fp32' in learn.card and 'float32' in capsys.readouterr().out.split('Plan')[0]
+
+
+def test_time_is_that_of_all_that_was_done(tmp_path, monkeypatch):
+    "With tokenising and reports, of which an hour passes here; what was asked for stands beside it."
+    began,slow = time.monotonic(), 0.
+    def clock(): return began + slow
+    monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=clock))
+    report = module.training_report
+    def slowly(*args):
+        nonlocal slow
+        slow += 1800
+        return report(*args)
+    monkeypatch.setattr(module, 'training_report', slowly)
+    learn = ulmfit(more, (reviews, labels), tmp_path, **quick)
+    seconds = json.loads((tmp_path / 'results.json').read_text())['seconds']
+    assert seconds['forward language model'] == pytest.approx(1800) and sum(seconds.values()) == pytest.approx(3600)
+    assert 'time                    1 h 00 min in all' in learn.card and 'asked for' not in learn.card
 
 
 def test_backward_alone_reads_from_the_end(tmp_path):
@@ -90,13 +122,14 @@ def test_a_classifier_that_is_too_sure_is_kept_and_cooled(tmp_path, monkeypatch)
             super().after_epoch(learn)
             if self.monitor == 'calibrated_loss' and self.improved: kept.append(learn.record[-1]['calibrated_loss'])
     monkeypatch.setattr(module, 'KeepBest', Spy)
-    monkeypatch.setattr(module, 'EarlyStopping', lambda *args, **how: stops.append(args) or EarlyStopping(*args, **how))
+    monkeypatch.setattr(module, 'EarlyStopping', lambda *args, **how: stops.append((*args, how['patience']))
+                        or EarlyStopping(*args, **how))
     wrong = [{'pos': 'neg', 'neg': 'pos'}[label] if i % 4 == 0 else label for i, label in enumerate(labels)]
     settings = replace(small, steps=((-1, 2, 5e-2), (-2, 1, 5e-2), (0, 12, 5e-2)), clas_patience=12)
     learn = ulmfit(more, (reviews, wrong), tmp_path, **{**quick, 'settings': settings, 'drop_mult': 0.})
     least = min(row['calibrated_loss'] for row in learn.record)
     assert learn.validate()[0] == pytest.approx(least, rel=1e-4)
-    assert set(stops) == {(), ('calibrated_loss',)}                      # of the language model, and of the classifier
+    assert set(stops) == {(small.lm_patience,), ('calibrated_loss', 12)} # of the language model, and of the classifier
     assert kept[-1] == least and kept == sorted(kept, reverse=True)
     assert all(row['calibrated_loss'] < row['valid_loss'] for row in learn.record)
     result = json.loads((tmp_path / 'results.json').read_text())['forward classifier']
@@ -104,6 +137,36 @@ def test_a_classifier_that_is_too_sure_is_kept_and_cooled(tmp_path, monkeypatch)
     assert [m.name for m in learn.metrics] == ['accuracy'] and len(learn.validate()) == 2
     there = load_learner(tmp_path / 'classifier')
     torch.testing.assert_close(there.predict(reviews[0])[2], learn.predict(reviews[0])[2])
+
+
+def test_it_stops_early_with_the_best_pass(tmp_path):
+    "A rate that ruins the classifier makes most passes of its last step worse; the others are never cut short."
+    settings = replace(small, steps=((-1, 8, .3), (-2, 1, 5e-2), (0, 30, .3)), clas_patience=1)
+    learn = ulmfit(more, (reviews, labels), tmp_path, **{**quick, 'settings': settings})
+    losses = [[row['calibrated_loss'] for row in learn.record if row['stage'] == i] for i in (1, 2, 3)]
+    best = min(range(len(losses[2])), key=losses[2].__getitem__)
+    assert len(losses[0]) == 8 and len(losses[1]) == 1
+    assert len(losses[2]) == best + 2 < 30                                  # with the first one that was no better
+    assert f'{sum(map(len, losses))} passes (' in learn.card
+
+
+def test_the_best_pass_of_the_language_model_stays(tmp_path, monkeypatch):
+    seen = []
+    class Watch(EarlyStopping):
+        def after_epoch(self, learn):
+            if 'perplexity' in learn.record[-1]: seen.append([row['perplexity'] for row in learn.record])
+            super().after_epoch(learn)
+    monkeypatch.setattr(module, 'EarlyStopping', Watch)
+    ulmfit(more, (reviews, labels), tmp_path,
+           **{**quick, 'settings': replace(small, lm_lr=1., lm_patience=2), 'lm_epochs': 12})
+    perplexities = seen[-1]
+    best = perplexities.index(min(perplexities))
+    assert best + 2 == len(perplexities) - 1 < 11                            # two passes after the best one it ended
+    lm = load_learner(tmp_path / 'language_model_forward')
+    found = json.loads((tmp_path / 'results.json').read_text())['forward language model']
+    assert found['perplexity'] == pytest.approx(perplexities[best], rel=1e-5) and found['epochs'] == len(perplexities)
+    valid = module.split_data(more, Docs(reviews, labels), settings=small).lm_valid
+    assert lm.evaluate(valid).perplexity < 2 * perplexities[best]
 
 
 def test_numbers_are_not_cooled(tmp_path):
@@ -117,6 +180,16 @@ def test_labels_alone_do(tmp_path):
     assert ulmfit(None, (reviews, labels), tmp_path, **quick).predict(reviews[0])
 
 
+def f1_at(learn, i, cut):
+    probs,y = learn.get_preds()
+    return f1_score(y[:, i], probs[:, i] > cut)
+
+
+def tune_threshold(probs, truth):
+    "The best F1 that any threshold gives: a slow loop."
+    return max(f1_score(truth, probs > cut) for cut in [0., *probs.tolist()])
+
+
 def test_several_labels_and_numbers(tmp_path):
     several = [label + ('; long' if i % 2 else '') for i, label in enumerate(labels)]
     frame = pd.DataFrame({'body': reviews, 'tags': several})
@@ -126,11 +199,20 @@ def test_several_labels_and_numbers(tmp_path):
     assert isinstance(learn.predict(reviews[0])[0], list)
     mean = torch.stack([part.get_preds()[0] for part in learn.parts]).mean(0)
     y = learn.get_preds()[1]
-    expected = torch.nn.functional.binary_cross_entropy(mean, y)
+    expected = F.binary_cross_entropy(mean, y)
     assert learn.validate()[0] == pytest.approx(expected.item(), rel=1e-3)
+    tuned = [tune_threshold(column, truth) for column, truth in zip(learn.get_preds()[0].T, y.T)]
+    assert [f1_at(learn, i, cut.item()) for i, cut in enumerate(learn.thresholds)] == pytest.approx(tuned)
+    there = load_learner(tmp_path / 'several/classifier')
+    assert torch.equal(there.thresholds, learn.thresholds)
+    assert 'thresholds              ' in learn.card
+    again = ulmfit(more, frame, tmp_path / 'several', text_col='body', label_col='tags', label_delim='; ',
+                   backwards='both', **quick)
+    assert torch.equal(again.thresholds, learn.thresholds) and again.validate() == learn.validate()
     numbers = ulmfit(more, (reviews, [float(label == 'pos') for label in labels]), tmp_path / 'numbers',
                      y_block=RegressionSetup, backwards='both', **quick)
     mean = torch.stack([part.get_preds()[0] for part in numbers.parts]).mean(0)
+    assert numbers.thresholds is None
     assert numbers.predict(reviews[0])[0] == pytest.approx(
         torch.stack([part.get_preds(dl=part.dls.test_dl([reviews[0]]))[0] for part in numbers.parts]).mean().item())
     errors = mean.view(-1) - numbers.get_preds()[1].view(-1)
@@ -260,18 +342,29 @@ def describe_as_kept(monkeypatch):
     monkeypatch.setattr(module, 'KeepBest', Stops)
 
 
+@pytest.fixture(scope='module')
+def n_steps(tmp_path_factory):
+    "Of a run in both directions."
+    Stops.steps,Stops.at = 0, None
+    with pytest.MonkeyPatch.context() as m:
+        describe_as_kept(m)
+        ulmfit(more, (reviews, labels), tmp_path_factory.mktemp('steps') / 'run', backwards='both', **quick)
+    return Stops.steps
+
+
 @pytest.mark.parametrize('how', ['Ctrl-C', 'dies'])
 @pytest.mark.parametrize('at', [5, 45, 60, 90, 140])
-def test_same_call_goes_on_to_the_same_predictions(both, tmp_path, monkeypatch, at, how):
+def test_same_call_goes_on_to_the_same_predictions(both, n_steps, tmp_path, monkeypatch, at, how):
     describe_as_kept(monkeypatch)
     args = [more, (reviews, labels), tmp_path / 'run']
     Stops.steps,Stops.at,Stops.how = 0, at, how
     with pytest.raises(KeyboardInterrupt if how == 'Ctrl-C' else RuntimeError):
         ulmfit(*args, backwards='both', every='2steps', **quick)
-    Stops.at = None
+    Stops.at,Stops.steps = None, 0
     torch.manual_seed(0)                                                # as another process would not be where this was
     learn = ulmfit(*args, backwards='both', every='3steps', **quick)
     assert torch.equal(probabilities(learn), probabilities(both[0]))
+    assert n_steps - at <= Stops.steps <= n_steps - at + 2, "it made steps again that were in a checkpoint"
 
 
 def killed_after(monkeypatch, last, call):
