@@ -1,6 +1,7 @@
 "The two learners: encoders with their words, files that carry everything, exact figures, answers in order."
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from awdtext.data.batches import MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders, label_text
 from awdtext.data.tokenizer import BaseTokenizer, Tokenizer
 from awdtext.data.vocab import Vocab
+from awdtext.ensemble import Ensemble
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import (LMLearner, TextLearner, _learned, advise_preset, language_model_learner, load_learner,
@@ -672,6 +674,29 @@ def test_texts_that_are_none():
     for text, error in ((None, ValueError), (b'bytes', TypeError), (3, TypeError)):
         with pytest.raises(error, match='the text of row 0 is'): learn.predict(text)
     with pytest.raises(ValueError, match=r'document\(s\) 0 have no tokens'): token_clas().predict('')
+
+
+@pytest.mark.parametrize('ensemble', [False, True])
+@pytest.mark.parametrize('several', [texts[:2], tuple(texts[:2]), np.array(texts[:2]), pd.Series(texts[:2])],
+                         ids=lambda several: type(several).__name__)
+def test_several_texts_in_the_place_of_one(several, ensemble):
+    "The error names what answers to several, in their order; and so it does."
+    learn = train(clas())
+    if ensemble: learn = Ensemble([learn, clas(learn.dls)])
+    cure = re.escape('not a string: several texts are predicted by learn.get_preds(dl=learn.dls.test_dl(texts))')
+    with pytest.raises(TypeError, match=cure): learn.predict(several)
+    probs = learn.get_preds(dl=learn.dls.test_dl(several))[0]
+    assert_close(probs, torch.stack([learn.predict(text)[2] for text in several]))
+
+
+@pytest.mark.parametrize('ensemble', [False, True])
+def test_a_list_of_tokens_is_one_document_where_there_is_no_tokenizer(ensemble):
+    learn = token_clas()
+    if ensemble: learn = Ensemble([learn, learn])
+    docs = [text.split() for text in texts[:2]]
+    assert_close(learn.predict(docs[0])[2], learn.predict(texts[0])[2])
+    with pytest.raises(TypeError, match=r'several documents are predicted by learn.get_preds'): learn.predict(docs)
+    assert len(learn.get_preds(dl=learn.dls.test_dl(docs))[0]) == 2
 
 
 # When things go wrong
