@@ -873,3 +873,22 @@ def test_an_encoder_that_knows_too_few_words_is_told(tmp_path, recwarn):
         text_classifier_learner(data(known), config=size, path=tmp_path).load_encoder('enc')
         told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
         assert len(told) == warned and all(f'knows {known}% of the words' in text for text in told)
+
+
+@pytest.mark.parametrize('way', ['pretrained', 'load_encoder'])
+@pytest.mark.parametrize('n_odd,warned', [(0, False), (10, False), (11, True), (60, True)])
+def test_words_that_became_unknown_on_the_way_are_told_too(way, n_odd, warned, tmp_path, recwarn):
+    "Data in the encoder's vocabulary hold `xxunk` for all other words: the encoder has a row for it, and knows none."
+    learn = lm(lm_dls([*texts, 'a zebra came once'], min_freq=2), path=tmp_path)       # which has met xxunk itself
+    learn.save_encoder('enc')
+    docs = [*texts, *['Gnu yak emu elk bee ant'] * n_odd]
+    words = [word.lower() for doc in docs for word in doc.split()]
+    share = sum(word in learn.dls.vocab for word in words) / len(words)              # a capital's xxmaj is no word
+    dls = clas_dls(docs, ['pet', 'wild'] * (len(docs) // 2) + ['pet'] * (len(docs) % 2), text_vocab=learn.dls.vocab,
+                   valid=texts[:4], valid_labels=['pet', 'wild'] * 2)
+    assert ('xxunk' in dls.vocab.decode(dls.train.corpus.ids.unique())) == bool(n_odd) and dls.vocab == learn.dls.vocab
+    recwarn.clear()
+    if way == 'pretrained': clas(dls, path=tmp_path, pretrained='enc')
+    else: clas(dls, path=tmp_path).load_encoder('enc')
+    told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
+    assert len(told) == warned == (share < .8) and all(f'enc.safetensors knows {share:.0%} of the' in t for t in told)
