@@ -52,7 +52,8 @@ def features(out): return torch.cat([out[-1], out.amax(0), out.double().mean(0).
 
 def said(learn, ids, max_len):
     "The classifier's probabilities of the plain loop's features."
-    with torch.no_grad(): return learn.model.eval().head.layers(features(outputs(learn, ids)[0][-(max_len or N):])[None])
+    pooled = features(outputs(learn, ids)[0][-(max_len or N):])
+    with torch.no_grad(): return learn.model.eval().head.layers(pooled[None])
 
 
 @pytest.mark.parametrize('max_len', [1440, None])

@@ -106,7 +106,8 @@ class AWDLSTMConfig:
         drop_mult:float, # What to multiply each dropout with
     )->'AWDLSTMConfig':  # The same sizes with other dropouts
         "One number to regularise more or less."
-        return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
+        try: return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
+        except ValueError as e: raise ValueError(f"drop_mult={drop_mult}: {e}") from e
 
     def sizes(self)->dict: # `emb_sz`, `n_hid`, `n_layers`, `arch`, of a QRNN `window`, and `n_hid_last` if given
         "What must agree for an encoder's weights to fit from one model into another."
