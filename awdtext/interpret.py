@@ -187,9 +187,7 @@ class ClassificationInterpretation:
     )->Table:                 # A row for each true category, with a column for each predicted one
         "The confusion matrix with the names of the categories, for a terminal."
         matrix = _shares(self.confusion_matrix()) if normalize else self.confusion_matrix()
-        rows = [{'actual \\ predicted': str(name), **dict(zip(map(str, self.vocab), numbers))}
-                for name, numbers in zip(self.vocab, matrix.tolist())]
-        return Table(rows, 'Confusion matrix')
+        return Table(_named_rows(matrix.tolist(), list(map(str, self.vocab))), 'Confusion matrix')
 
     def most_confused(self,
         min_val:int=1, # Pairs of fewer documents are left out
@@ -255,6 +253,10 @@ class ClassificationInterpretation:
 
 # %% ../nbs/52_interpret.ipynb #7e421f07
 def _shares(matrix): return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
+def _named_rows(matrix, names):
+    return [{'actual \\ predicted': name, **dict(zip(names, row))} for name, row in zip(names, matrix)]
 
 # %% ../nbs/52_interpret.ipynb #811976d7
 def _loss_row(interp, loss, i):
