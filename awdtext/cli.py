@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'train_lm', 'tune', 'train_classifier', 'ulmfit', 'evalua
 
 # %% ../nbs/58_cli.ipynb #4fd1d4af
 import csv, json, os, sys, traceback
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 from io import StringIO
@@ -251,8 +252,13 @@ def train_classifier(
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
+    label_smoothing:float=0., # Of one label each: share of the target spread over all, from 0 to below 1
+    precision:str='fp32',    # Of the products in training: fp32, bf16 or fp16
     tokens:str='words',      # What is read where there is no encoder: words, subwords or chars
     lang:str='en',           # Language whose words are told apart where there is no encoder
+    min_freq:int=3,          # Rarer words or characters are unknown where there is no encoder
+    max_vocab:int=None,      # Largest vocabulary where there is no encoder, or number of subwords; as for train-lm
+    backwards:bool=False,    # Read texts from their end; an encoder's direction needs no option
     seed:int=42,             # Of everything random
 ):
     "Train a text classifier; leave model, record and curve in OUT."
@@ -263,10 +269,11 @@ def train_classifier(
     out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
     seed_all(seed)
     dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct, seed=seed, bs=bs,
-                         **_reading(encoder, tokens, lang))
+                         **_reading(encoder, tokens, lang, min_freq, max_vocab, backwards))
     say(f"{data}: {dls.summary()}; {len(dls.categories)} labels.")
     learn = text_classifier_learner(dls, pretrained=Path(encoder).resolve() if encoder else False, drop_mult=drop_mult,
                                     class_weights=_class_weights(class_weights, dls.categories),
+                                    label_smoothing=label_smoothing, precision=precision,
                                     config=None if encoder else config, path=out, model_dir='.')
     if encoder: _fit(learn, 'classifier', 1, 2 * lr)
     if not learn.interrupted: _fit(learn.unfreeze(), 'classifier', epochs, slice(lr / 10, lr) if encoder else lr)
@@ -274,14 +281,17 @@ def train_classifier(
     if learn.interrupted: raise KeyboardInterrupt
 
 # %% ../nbs/58_cli.ipynb #c763337f
-def _reading(encoder, tokens, lang):
+def _reading(encoder, tokens, lang, min_freq, max_vocab, backwards):
     "Tokenizer, vocabulary and direction, as `TextDataLoaders` takes them."
     from awdtext.data.tokenizer import Tokenizer
     from awdtext.training.checkpoint import read_bundle
-    if not encoder: return {'tok_tfm': _tokenizer(tokens, lang)}
+    if not encoder:
+        return {'tok_tfm': _tokenizer(tokens, lang, max_vocab), 'min_freq': min_freq, 'backwards': backwards,
+                'max_vocab': 60_000 if max_vocab is None else max_vocab}
     lm = read_bundle(encoder, 'encoder')
     if not lm['tokenizer']:
         raise ValueError(f"{encoder} was trained on lists of tokens, and cannot say how to make them.")
+    if backwards and not lm['backwards']: raise ValueError(f"{encoder} reads texts forwards: leave out --backwards.")
     return {'tok_tfm': Tokenizer.from_dict(lm['tokenizer']), 'text_vocab': lm['vocab'], 'backwards': lm['backwards']}
 
 
@@ -315,16 +325,20 @@ def ulmfit(
     labelled:str=None,       # CSV with texts and labels; rows without a label are for the language model only
     texts:str=None,          # Unlabelled texts: CSV, or text file with one on each line
     out:str='ulmfit_out',    # Folder of the results; the same command goes on with what is there
+    valid:str=None,          # CSV with texts and labels for validation; a share of the labelled ones if not given
     test:str=None,           # CSV with texts and labels for the last line of the card, in nothing that is trained
     direction:str='forward', # How texts are read: forward, backward or both, a model each and their mean
     minutes:float=60.,       # Time that all may take, about
     config:str=None,         # laptop, small, base or paper; the largest that has the time if not given
     lm_epochs:int=None,      # Passes of the language model at most; as there is time if not given
+    drop_mult:float=.1,      # Multiplies the classifier's dropouts
+    precision:str=None,      # Of the products: fp32 or bf16; the latter where the processor has it if not given
     valid_pct:float=.2,      # Share of the labelled documents for validation
     text_col:str='text',     # Column of the texts in a CSV, or several as in its first line: title,body or '"a, b",c'
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
+    no_probe:bool=False,     # Leave out the linear probe, which answers with the classifier where that is better
     pseudo_labels:int=0,     # Texts to which the classifier gives labels, for a second one to learn from
     tokens:str='words',      # What is read: words, subwords or chars
     lang:str='en',           # Language whose words are told apart, as spaCy names it
@@ -336,12 +350,13 @@ def ulmfit(
     if direction not in ways: raise ValueError(f"--direction {direction}: use one of {', '.join(ways)}.")
     if labelled is None: raise ValueError("Name the CSV of the labelled texts with --labelled.")
     tokenizer,columns = _tokenizer(tokens, lang), _listed(text_col, '--text-col')
-    labelled,test = (path and _csv(_file(path), [*columns, label_col], columns) for path in (labelled, test))
+    labelled,valid,test = (path and _csv(_file(path), [*columns, label_col], columns)
+                           for path in (labelled, valid, test))
     weights = _class_weights(class_weights, [] if label_delim else labelled[label_col].dropna().unique().tolist())
     train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
-          label_delim=label_delim, backwards=ways[direction], valid_pct=valid_pct, test=test, minutes=minutes,
-          config=config, lm_epochs=lm_epochs, class_weights=weights, pseudo_labels=pseudo_labels,
-          tok_tfm=tokenizer, seed=seed)
+          label_delim=label_delim, backwards=ways[direction], valid=valid, valid_pct=valid_pct, test=test,
+          minutes=minutes, config=config, lm_epochs=lm_epochs, drop_mult=drop_mult, class_weights=weights,
+          probe=not no_probe, pseudo_labels=pseudo_labels, tok_tfm=tokenizer, seed=seed, precision=precision)
 
 # %% ../nbs/58_cli.ipynb #d5325c5f
 def _plain_texts(path, columns):
@@ -411,7 +426,7 @@ def evaluate(
     label_col:str='label', # Column of the labels in a CSV
     label_delim:str=None,  # What separates several labels of a document
 ):
-    "Measure a model on data it has not seen: exact perplexity, or accuracy."
+    "Measure a model on data it has not seen: exact perplexity, or accuracy and figures of each class."
     from awdtext.core import say
     from awdtext.text_learner import load_learner
     learn = load_learner(model)
@@ -424,6 +439,17 @@ def evaluate(
     figures = [f'{name} {value:.4f}' for name, value in learn.validate_figures(dl).items()]
     n = len((dl[0] if isinstance(dl, list) else dl).targets)               # of an ensemble, a loader for each part
     say(', '.join([*figures, f'{n:,} documents']))
+    if learn.dls.categories: _show_classes(learn, dl)
+
+# %% ../nbs/58_cli.ipynb #d9e5020b
+def _show_classes(learn, dl):
+    "Precision, recall and F1 of each class, and how far probabilities are from the truth."
+    from awdtext.core import say
+    from awdtext.training.calibration import calibration, class_report
+    from awdtext.training.metrics import choose_threshold
+    probs,targs = learn.get_preds(dl=dl)
+    say(f"\n{class_report(probs, targs, learn.dls.categories, choose_threshold(learn.thresholds, None))!r}")
+    say(f"expected calibration error {calibration(probs, targs).ece:.4f}")
 
 # %% ../nbs/58_cli.ipynb #4b636722
 def predict(
@@ -431,6 +457,7 @@ def predict(
     *texts:str,  # The texts; lines of standard input if none is given, and no DATA
     data:str=None, # For a classifier: a CSV, whose rows are the texts
     text_col:str=None, # Its column of the texts, or several: title,body or '"a, b",c'; as in training if not given
+    precision:str=None, # Of a classifier's products: fp32 (if nothing is given), bf16, fp16 or int8
 ):
     "Say for each text its label and the probability of that, or how a language model continues it."
     from awdtext.core import say
@@ -438,18 +465,29 @@ def predict(
     if texts and data: raise ValueError("Give texts, or a CSV with --data, and not both.")
     if text_col and not data: raise ValueError("--text-col is of a CSV: name one with --data.")
     learn = load_learner(model)
-    if data: return _predict_table(learn, _file(data), text_col)
+    precision = _for_prediction(learn, precision)
+    if data: return _predict_table(learn, _file(data), text_col, precision)
     for text in texts or _input_lines():
         if learn.kind == 'language_model': say(learn.predict(text, 20, temperature=0))
-        else: _show_answer(learn.predict(_check_marked(text, learn.dls.fields)), [text])
+        else: _show_answer(learn.predict(_check_marked(text, learn.dls.fields), precision=precision), [text])
+
+# %% ../nbs/58_cli.ipynb #151741f7
+def _for_prediction(learn, precision):
+    "The precision that is meant, or float32 where the machine lacks it; None if none was given."
+    from awdtext.training.precision import choose_for_prediction
+    if precision is None: return None
+    if learn.kind == 'language_model': raise ValueError("--precision is for classifiers: leave it out.")
+    first = getattr(learn, 'parts', [learn])[0]
+    with redirect_stdout(sys.stderr): return choose_for_prediction(precision, first.device)
 
 # %% ../nbs/58_cli.ipynb #6f8d999d
-def _predict_table(learn, path, text_col):
+def _predict_table(learn, path, text_col, precision):
     if learn.kind == 'language_model': raise ValueError("--data is for classifiers: give a language model texts.")
     columns = _text_columns(learn, text_col)
     documents = _documents(_csv(path, columns, columns), columns)
     if not documents: raise ValueError(f"{path} has no rows.")
-    for document, probs in zip(documents, learn.get_preds(dl=learn.dls.test_dl(documents))[0]):
+    answers = learn.get_preds(dl=learn.dls.test_dl(documents), precision=precision)[0]
+    for document, probs in zip(documents, answers):
         _show_answer(learn.decode(probs), [document] if len(columns) == 1 else document)
 
 

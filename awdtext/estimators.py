@@ -7,6 +7,7 @@ __all__ = ['AWDTextClassifier', 'AWDTextEncoder']
 
 # %% ../nbs/55_estimators.ipynb #cf85e029
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +104,7 @@ def _same_randomness():
 # %% ../nbs/55_estimators.ipynb #6c7b7b03
 def _dls(est, texts, labels=None, seed=None):
     "Loaders of `texts`, all of them for training; words as the encoder has them, if there is one."
-    own = {'tok_tfm': est.tok_tfm, 'min_freq': est.min_freq, 'max_vocab': est.max_vocab}
+    own = {'tok_tfm': deepcopy(est.tok_tfm), 'min_freq': est.min_freq, 'max_vocab': est.max_vocab}
     if est.encoder is not None:
         bundle = read_bundle(est.encoder, 'encoder')
         if bundle['tokenizer'] is None:

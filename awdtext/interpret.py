@@ -182,6 +182,13 @@ class ClassificationInterpretation:
         n = self.labeler.n_out
         return torch.bincount(self.targets * n + self.probs.argmax(1), minlength=n * n).view(n, n).numpy()
 
+    def confusion_table(self,
+        normalize:bool=False, # Shares of each true category
+    )->Table:                 # A row for each true category, with a column for each predicted one
+        "The confusion matrix with the names of the categories, for a terminal."
+        matrix = _shares(self.confusion_matrix()) if normalize else self.confusion_matrix()
+        return Table(_named_rows(matrix.tolist(), list(map(str, self.vocab))), 'Confusion matrix')
+
     def most_confused(self,
         min_val:int=1, # Pairs of fewer documents are left out
     )->list[tuple]:    # `(true, predicted, documents)`, the most frequent first
@@ -199,8 +206,7 @@ class ClassificationInterpretation:
         ax=None,                        # Matplotlib axes to draw on; new ones if None
     ):                                  # The axes
         "Draw the confusion matrix."
-        matrix = self.confusion_matrix()
-        if normalize: matrix = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        matrix = _shares(self.confusion_matrix()) if normalize else self.confusion_matrix()
         return _plot_matrix(matrix, self.vocab, title, cmap, norm_dec if normalize else 0, plot_txt, ax)
 
     def classification_report(self)->Table:
@@ -244,6 +250,13 @@ class ClassificationInterpretation:
         if isinstance(self.labeler, Categorize): return F.one_hot(self.targets, self.labeler.n_out).bool()
         if isinstance(self.labeler, MultiCategorize): return self.targets > .5
         raise ValueError("A report counts categories, and this is a regression: see top_losses.")
+
+# %% ../nbs/52_interpret.ipynb #7e421f07
+def _shares(matrix): return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
+def _named_rows(matrix, names):
+    return [{'actual \\ predicted': name, **dict(zip(names, row))} for name, row in zip(names, matrix)]
 
 # %% ../nbs/52_interpret.ipynb #811976d7
 def _loss_row(interp, loss, i):

@@ -14,6 +14,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import classification_report
 
 from awdtext import demo, text_learner, tune, ulmfit
 from awdtext.cli import COMMANDS, main
@@ -23,10 +24,11 @@ from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.demo import save_curve
-from awdtext.ensemble import LMEnsemble
+from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import LMLearner, language_model_learner, load_learner, text_classifier_learner
 from awdtext.training.checkpoint import read_bundle
+from awdtext.training import precision
 from awdtext.training.learner import Learner
 
 size = dict(emb_sz=8, n_hid=12, n_layers=2)
@@ -332,6 +334,34 @@ def test_prediction_of_a_table(made, tmp_path, shell):
     for options in (['a.csv'], ['b.csv', '--text-col', 'body']):
         status,out,err = shell('predict', model, '--data', tmp_path / options[0], *options[1:])
         assert (status, err, out.splitlines()) == (0, '', expected)
+
+
+def test_predictions_in_another_precision(made, tmp_path, shell, monkeypatch):
+    "Of texts, of a table and of an ensemble; what the machine lacks is told once, beside the answers."
+    model,asked = made / 'clas/classifier.safetensors', []
+    def read(learn, precision): return asked.append(precision) or usual(learn, precision)
+    usual = text_learner._for_prediction
+    monkeypatch.setattr(text_learner, '_for_prediction', read)
+    learn = load_learner(model)
+    both = Ensemble([learn, learn]).export(tmp_path / 'both')
+    monkeypatch.setattr(precision, 'can_int8', lambda: True)
+    for file, n in ((model, 1), (both, 2)):
+        for argv, n_read in (([texts[0], texts[1]], 2), (['--data', made / 'labelled.csv'], 1)):
+            asked.clear()
+            plain = shell('predict', file, *argv)
+            assert asked == [None] * n * n_read
+            asked.clear()
+            status,out,err = shell('predict', file, *argv, '--precision', 'int8')
+            assert (status, err, asked) == (0, '', ['int8'] * n * n_read)
+            assert [line.split('\t')[2] for line in out.splitlines()] == [
+                line.split('\t')[2] for line in plain[1].splitlines()]
+    monkeypatch.setattr(precision, 'can_int8', lambda: False)
+    said = shell('predict', both, texts[0], texts[1], '--precision', 'int8')
+    assert said[:2] == shell('predict', both, texts[0], texts[1])[:2]
+    assert said[2] == ('Precision int8 needs hardware that this machine (cpu) lacks: predictions are made in '
+                       'float32.\n')
+    refused(shell('predict', model, texts[0], '--precision', 'int4'), "precision='int4': use 'fp32', 'fp16', 'bf16'")
+    refused(shell('predict', made / 'lm/language_model', 'The', '--precision', 'bf16'), '--precision is for classif')
 
 
 titles = ['1. About pets', 'News', 'From the farm']
@@ -650,12 +680,23 @@ def test_tokens_that_there_are_not(command, tmp_path, shell):
 
 
 def test_evaluation_of_a_classifier(made, tmp_path, shell):
-    model = made / 'clas/classifier.safetensors'
-    write(tmp_path, a=frame[:10], b=frame.rename(columns={'text': 'body', 'label': 'kind'}))
+    "Loss and accuracy, then what scikit-learn says of each class, and the calibration error of ten bins."
+    model,some = made / 'clas/classifier.safetensors', slice(7, 17)                              # five of each
+    write(tmp_path, a=frame[some], b=frame.rename(columns={'text': 'body', 'label': 'kind'}))
     status,out,err = shell('evaluate', model, tmp_path / 'a.csv')
     learn = load_learner(model)
-    right = sum(learn.predict(t)[0] == l for t, l in zip(texts[:10], labels[:10]))
-    assert (status, err) == (0, '') and f'accuracy {right / 10:.4f}, 10 documents' in out
+    probs = torch.stack([learn.predict(text)[2] for text in texts[some]])
+    targs = torch.tensor([learn.dls.categories.index(label) for label in labels[some]])
+    conf,right = probs.amax(1), (probs.argmax(1) == targs).float()
+    assert (status, err) == (0, '') and f'accuracy {right.mean():.4f}, 10 documents' in out
+    report = classification_report(targs, probs.argmax(1), labels=[0, 1], zero_division=0, output_dict=True)
+    for i, name in enumerate(['pet', 'wild']):
+        row = report[str(i)]
+        figures = [f'{row[key]:.3f}' for key in ('precision', 'recall', 'f1-score')]
+        assert out.splitlines()[3 + i].split() == [name, *figures, '5']
+    bins = (conf * 10).ceil()
+    ece = sum((conf - right)[bins == b].sum().abs() for b in bins.unique()) / 10
+    assert out.splitlines()[-1] == f'expected calibration error {ece:.4f}'
     assert shell('evaluate', model, tmp_path / 'b.csv', '--text-col', 'body', '--label-col', 'kind')[0] == 0
 
 
@@ -681,14 +722,19 @@ def test_several_labels(tmp_path, shell):
     status,out,err = shell('train-classifier', '--data', tmp_path / 'a.csv', '--out', tmp_path, '--epochs', 1, *delim)
     assert (status, err) == (0, '') and '4 labels' in out and 'accuracy_multi' in out
     learn = load_learner(tmp_path / 'classifier')
+    several = [[label, 'far' if i % 3 else 'near'] for i, label in enumerate(labels)]
     status,out,err = shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv', *delim)
     assert (status, err) == (0, '') and 'accuracy_multi' in out
+    assert repr(learn.class_report(dl=learn.dls.test_dl(texts, several))) in out and out.endswith(
+        f'expected calibration error {learn.calibration(dl=learn.dls.test_dl(texts, several)).ece:.4f}\n')
     names,mask,probs = learn.predict(texts[0])
     expected = ['; '.join(names) or '-', '; '.join(f'{p:.4f}' for p in probs[mask].tolist()) or '-', texts[0]]
     assert shell('predict', tmp_path / 'classifier', texts[0])[1].rstrip('\n').split('\t') == expected
     assert 'give lists, or label_delim' in shell('evaluate', tmp_path / 'classifier', tmp_path / 'a.csv')[2]
     learn.thresholds = torch.ones(4)                                                       # which nothing is above
     assert shell('predict', learn.export(tmp_path / 'none'), texts[0])[1] == f'-\t-\t{texts[0]}\n'
+    said = shell('evaluate', tmp_path / 'none', tmp_path / 'a.csv', *delim)[1]
+    assert [line.split()[1:4] for line in said.splitlines()[3:7]] == [['0.000'] * 3] * 4
     write(tmp_path, b=frame.assign(label=[f'{l} | {"far" if i % 3 else "near"}|' for i, l in enumerate(labels)]))
     assert shell('evaluate', tmp_path / 'classifier', tmp_path / 'b.csv', *delim) == (status, out, err)
     write(tmp_path, c=frame.assign(label=range(36)))
@@ -980,21 +1026,22 @@ def spy(patch, owner, name, call_through=False):
 
 def test_options_of_ulmfit_reach_it(tmp_path, shell, monkeypatch):
     rows = pd.DataFrame({'body': texts, 'tag': [f'{label};all' for label in labels]})
-    write(tmp_path, a=rows, b=rows[:5], c=['one line', ' ', 'another'])
+    write(tmp_path, a=rows, b=rows[:5], c=['one line', ' ', 'another'], d=rows[5:9])
     seen = spy(monkeypatch, ulmfit, 'ulmfit')
     argv = ['ulmfit', '--labelled', tmp_path / 'a.csv', '--texts', tmp_path / 'c.txt', '--test', tmp_path / 'b.csv',
             '--out', tmp_path / 'out', '--direction', 'backward', '--minutes', 7, '--config', 'laptop',
             '--lm-epochs', 4, '--valid-pct', .3, '--text-col', 'body', '--label-col', 'tag', '--label-delim', ';',
-            '--class-weights', 'pet=1,wild=2,all=3', '--pseudo-labels', 5, '--tokens', 'chars', '--seed', 6]
+            '--class-weights', 'pet=1,wild=2,all=3', '--pseudo-labels', 5, '--tokens', 'chars', '--seed', 6,
+            '--valid', tmp_path / 'd.csv', '--no-probe', '--precision', 'bf16', '--drop-mult', .4]
     assert 'Reached' in shell(*argv)[2]
     (how,) = seen
-    for name, expected in (('labelled', rows), ('test', rows[:5])):
+    for name, expected in (('labelled', rows), ('test', rows[:5]), ('valid', rows[5:9])):
         assert how.pop(name).to_dict('list') == expected.to_dict('list')
     assert how.pop('tok_tfm').unit == 'characters'
     assert how == dict(
         texts=['one line', 'another'], out=tmp_path / 'out', text_col=['body'], label_col='tag', label_delim=';',
         backwards=True, minutes=7., config='laptop', lm_epochs=4, valid_pct=.3, pseudo_labels=5, seed=6,
-        class_weights={'pet': 1., 'wild': 2., 'all': 3.})
+        class_weights={'pet': 1., 'wild': 2., 'all': 3.}, probe=False, precision='bf16', drop_mult=.4)
     options = inspect.signature(COMMANDS['ulmfit']).parameters
     assert {f"--{name.replace('_', '-')}" for name in options} - {'--lang'} <= set(argv)    # of words, not characters
 
@@ -1004,6 +1051,7 @@ def test_defaults_of_ulmfit_are_the_librarys(tmp_path, shell, monkeypatch):
     usual = inspect.signature(ulmfit.ulmfit).parameters
     seen = spy(monkeypatch, ulmfit, 'ulmfit')
     shell('ulmfit', '--labelled', tmp_path / 'a.csv')
+    assert {'valid', 'probe', 'precision', 'drop_mult'} <= set(seen[0])
     for name in set(seen[0]) - {'texts', 'labelled', 'out', 'tok_tfm', 'text_col'}:
         assert seen[0][name] == usual[name].default, name
 
@@ -1015,17 +1063,97 @@ def test_options_of_train_classifier_reach_it(tmp_path, made, shell, monkeypatch
     seen = spy(monkeypatch, text_learner, 'text_classifier_learner')
     common = ['--data', tmp_path / 'a.csv', '--out', tmp_path / 'out', '--bs', 6, '--drop-mult', .3, '--valid-pct', .25,
               '--text-col', 'body', '--label-col', 'tag', '--label-delim', ';', '--seed', 6,
-              '--class-weights', 'pet=1,wild=2,all=3']
-    shell('train-classifier', *common, '--config', 'laptop', '--tokens', 'chars')
+              '--class-weights', 'pet=1,wild=2,all=3', '--label-smoothing', .2, '--precision', 'bf16']
+    shell('train-classifier', *common, '--config', 'laptop', '--tokens', 'chars', '--min-freq', 5, '--max-vocab', 20,
+          '--backwards')
     how = data[0]
     assert (how['csv_fname'], how['text_col'], how['label_col'], how['label_delim'], how['valid_pct'], how['seed'],
             how['bs'], how['tok_tfm'].unit) == ('a.csv', ['body'], 'tag', ';', .25, 6, 6, 'characters')
+    assert (how['min_freq'], how['max_vocab'], how['backwards']) == (5, 20, True)
     weights,sizes = {'pet': 1., 'wild': 2., 'all': 3.}, presets['laptop'].sizes()
     assert {name: seen[0][name] for name in seen[0] if name != 'dls'} == dict(
-        pretrained=False, drop_mult=.3, class_weights=weights, config=sizes, path=tmp_path / 'out', model_dir='.')
+        pretrained=False, drop_mult=.3, class_weights=weights, label_smoothing=.2, precision='bf16', config=sizes,
+        path=tmp_path / 'out', model_dir='.')
     shell('train-classifier', *common, '--encoder', made / 'lm/encoder')
     assert (seen[1]['pretrained'], seen[1]['config'], seen[1]['drop_mult']) == (made / 'lm/encoder', None, .3)
     assert seen[1]['dls'].vocab.itos == load_learner(made / 'lm/language_model').dls.vocab.itos
+
+
+def test_defaults_of_train_classifier_are_the_librarys(tmp_path, shell, monkeypatch):
+    write(tmp_path, a=frame)
+    usual = [inspect.signature(f).parameters for f in (TextDataLoaders.from_csv, text_classifier_learner)]
+    data = spy(monkeypatch, TextDataLoaders, 'from_csv', call_through=True)
+    seen = spy(monkeypatch, text_learner, 'text_classifier_learner')
+    shell('train-classifier', '--data', tmp_path / 'a.csv')
+    for name in ('min_freq', 'max_vocab', 'backwards'): assert data[0][name] == usual[0][name].default, name
+    for name in ('label_smoothing', 'drop_mult'): assert seen[0][name] == usual[1][name].default, name
+    assert seen[0]['precision'] == 'fp32'
+
+
+@pytest.mark.parametrize('tokens,usual', [('words', 60_000), ('subwords', 8000)])
+def test_the_largest_vocabulary_of_train_classifier(tokens, usual, tmp_path, shell, monkeypatch):
+    "Of subwords it is how many are learned."
+    write(tmp_path, a=frame)
+    data = spy(monkeypatch, TextDataLoaders, 'from_csv')
+    argv = ['train-classifier', '--data', tmp_path / 'a.csv', '--tokens', tokens]
+    for options in ([], ['--max-vocab', 320]): shell(*argv, *options)
+    found = [how['tok_tfm'].word_tok.vocab_sz if tokens == 'subwords' else how['max_vocab'] for how in data]
+    assert found == [usual, 320]
+
+
+def test_options_of_train_classifier_are_in_the_model(tmp_path, shell):
+    write(tmp_path, a=frame)
+    def made_with(*options):
+        argv = ['train-classifier', '--data', tmp_path / 'a.csv', '--epochs', 1, '--out', tmp_path]
+        assert shell(*argv, *options)[0] == 0
+        return load_learner(tmp_path / 'classifier')
+    learn = made_with('--backwards', '--max-vocab', 12, '--label-smoothing', .1)
+    assert learn.dls.backwards and len(learn.dls.vocab) == 12 and learn.loss_func.settings['label_smoothing'] == .1
+    known = [set(animals) & set(made_with('--min-freq', n).dls.vocab.itos) for n in (1, 7)]      # each comes six times
+    assert known == [set(animals), set()]
+
+
+def test_the_direction_of_an_encoder_needs_no_option(made, tmp_path, shell):
+    "Against it there is none."
+    write(tmp_path, a=texts, b=frame)
+    shell('train-lm', '--data', tmp_path / 'a.txt', '--out', tmp_path / 'lm', '--backwards', *few)
+    argv = ['train-classifier', '--data', tmp_path / 'b.csv', '--epochs', 1, '--encoder']
+    for i, options in enumerate(([], ['--backwards'])):
+        assert shell(*argv, tmp_path / 'lm/encoder', '--out', tmp_path / str(i), *options)[0] == 0
+        assert load_learner(tmp_path / str(i) / 'classifier').dls.backwards
+    refused(shell(*argv, made / 'lm/encoder', '--backwards', '--out', tmp_path / 'no'),
+            'reads texts forwards: leave out --backwards', tmp_path / 'no')
+
+
+@pytest.mark.parametrize('command,options,message', [
+    ('train-classifier', '--label-smoothing 1', 'label_smoothing=1.0: use 0 or more, below 1'),
+    ('train-classifier', '--precision int4', "precision='int4': use 'fp32', 'fp16' or 'bf16'"),
+    ('train-classifier', '--max-vocab 2', 'max_vocab=2 leaves no room'),
+    ('train-classifier', '--drop-mult -1', 'drop_mult=-1.0: .* no dropout probability'),
+    ('ulmfit', '--precision int4', "precision='int4': use 'fp32', 'fp16' or 'bf16'"),
+    ('ulmfit', '--drop-mult -1', 'drop_mult=-1.0: .* no dropout probability'),
+    ('ulmfit', '--valid none.csv', 'There is no file none.csv'),
+    ('ulmfit', '--valid BARE', "bare.csv has no column 'label'; it has 'text'"),
+    ('ulmfit', '--valid ODD', "the label 'odd' of row 0 is not among the categories")])
+def test_values_of_options_that_cannot_be(command, options, message, tmp_path, shell):
+    write(tmp_path, a=frame, bare=frame[['text']], odd=frame[:3].assign(label='odd'))
+    options = options.replace('BARE', str(tmp_path / 'bare.csv')).replace('ODD', str(tmp_path / 'odd.csv')).split()
+    data = '--labelled' if command == 'ulmfit' else '--data'
+    refused(shell(command, data, tmp_path / 'a.csv', '--out', tmp_path / 'out', *options), message, tmp_path / 'out')
+
+
+def test_validation_texts_of_ulmfit(tmp_path, shell):
+    "All labelled texts are trained on, and the card's figures are of the others."
+    own = pd.DataFrame({'text': [f'Now {text}' for text in texts[::4]], 'label': labels[::4]})
+    write(tmp_path, a=frame, b=own)
+    status,out,err = shell('ulmfit', '--labelled', tmp_path / 'a.csv', '--valid', tmp_path / 'b.csv', '--no-probe',
+                           '--config', 'small', '--lm-epochs', 1, '--out', tmp_path / 'out')
+    assert (status, err) == (0, '') and '36 labelled documents for training' in out
+    learn = load_learner(tmp_path / 'out/classifier')
+    right = sum(learn.predict(text)[0] == label for text, label in zip(own['text'], own['label']))
+    assert f'accuracy {right / len(own):.4f}, {len(own)} documents' in shell(
+        'evaluate', tmp_path / 'out/classifier', tmp_path / 'b.csv')[1]
+    assert not hasattr(learn, 'parts') and 'probe' not in ' '.join(p.name for p in (tmp_path / 'out').rglob('*'))
 
 
 @pytest.mark.parametrize('with_encoder', [False, True])

@@ -76,7 +76,8 @@ def test_no_documents_make_an_empty_corpus():
     ([['a'], None], 'document 1 is NoneType'),
     ([['a'], b'bytes'], 'document 1 is bytes'),
     ([['a', 3]], 'tokens are strings, not 3'),
-    ([['a', float('nan')]], 'tokens are strings, not nan')])
+    ([['a', float('nan')]], 'tokens are strings, not nan'),
+    ([['a'], [['a'], ['b']]], r"document 1 is \[\['a'\], \['b'\]\], whose tokens are no strings")])
 def test_what_is_no_document(docs, message):
     with pytest.raises(TypeError, match=message): make_corpus(docs, Vocab(['xxunk', 'a']))
 

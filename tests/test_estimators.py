@@ -29,7 +29,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from awdtext.data.tokenizer import BaseTokenizer
+from awdtext.data.tokenizer import BaseTokenizer, SubwordTokenizer
 from awdtext.estimators import AWDTextClassifier, AWDTextEncoder
 
 tiny = dict(config=dict(emb_sz=4, n_hid=6, n_layers=1), tok_tfm=BaseTokenizer(), bs=16, min_freq=1, random_state=0,
@@ -199,6 +199,26 @@ def test_class_weights_that_cannot_be(class_weight, message):
     clf = AWDTextClassifier(class_weight=class_weight, **tiny)
     with pytest.raises(ValueError, match=message): clf.fit(rare_texts, rare)
     assert not hasattr(clf, 'learner_')
+
+
+@pytest.mark.parametrize('cls', [AWDTextClassifier, AWDTextEncoder])
+def test_what_a_tokenizer_learns_is_of_one_fit(cls):
+    "Else the next one has the first one's pieces, and each fold of `cross_val_score` those of its validation texts."
+    own = {**tiny, 'tok_tfm': SubwordTokenizer(300)}
+    est,others = cls(n_epoch=1, **own), [f'gr{o}n {i} l{o}ke' for o in 'aeiou' for i in range(8)]
+    first = est.fit(texts[:40], labels[:40]).learner_.dls.tokenizer
+    second = est.fit(others, labels[:40]).learner_.dls.tokenizer
+    fresh = cls(n_epoch=1, **own).fit(others, labels[:40]).learner_.dls.tokenizer
+    assert second.pieces == fresh.pieces != first.pieces
+    assert est.tok_tfm is own['tok_tfm'] and est.tok_tfm.pieces is None
+    assert clone(est).tok_tfm.pieces is None
+    assert clone(est).fit(texts[:40], labels[:40]).learner_.dls.tokenizer.pieces == first.pieces
+
+
+def test_pieces_that_were_given_stay():
+    learned = SubwordTokenizer(300).setup(texts)
+    est = AWDTextClassifier(n_epoch=1, **{**tiny, 'tok_tfm': learned}).fit(['one', 'two', 'six'] * 4, labels[:12])
+    assert est.learner_.dls.tokenizer.pieces == learned.pieces == est.tok_tfm.pieces
 
 
 def test_quiet_unless_asked(capsys):

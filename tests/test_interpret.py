@@ -1,5 +1,6 @@
 "Looking at a model: attributions that add up, surprisal word by word, reports and neighbours beside slow oracles."
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from awdtext.data.batches import MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.ensemble import Ensemble, LMEnsemble
-from awdtext.interpret import (ClassificationInterpretation, attribute, document_losses, embedding_neighbours,
-    integrated_gradients, leaks, most_surprising, surprisal)
+from awdtext.interpret import (ClassificationInterpretation, ScoredTokens, attribute, document_losses,
+    embedding_neighbours, integrated_gradients, leaks, most_surprising, show, surprisal)
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.gru import GRU
 from awdtext.models.qrnn import QRNN
@@ -166,6 +167,85 @@ def test_no_labels_no_interpretation():
         ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(films))
     interp = ClassificationInterpretation.from_learner(learn, dl=learn.dls.test_dl(films[:5], stars[:5]))
     assert interp.top_table()[0]['text'].startswith('xxbos')
+
+
+# What is shown
+
+def four_documents():
+    "Two are right; the probabilities are given, so that every figure is known."
+    dls = clas_dls(valid=['a good film', 'a bad film', 'so very long', 'a good end'],
+                   valid_labels=['good', 'bad', 'odd', 'good'])
+    probs = torch.tensor([[.1, .7, .2], [.25, .6, .15], [.2, .2, .6], [.9, .05, .05]])
+    targets = torch.tensor([1, 0, 2, 1])
+    losses = -probs[range(4), targets].log()
+    return ClassificationInterpretation(clas(dls, learned=False), dls.valid, probs, targets, losses)
+
+
+top_rows = [['text', 'target', 'predicted', 'probability', 'loss', 'number'],
+            ['xxbos a good end', 'good', 'bad', '0.9', '2.996', '3'],
+            ['xxbos a bad film', 'bad', 'good', '0.6', '1.386', '1']]
+report_rows = [['category', 'precision', 'recall', 'f1', 'documents'], ['bad', '0', '0', '0', '1'],
+               ['good', '0.5', '0.5', '0.5', '2'], ['odd', '1', '1', '1', '1'], ['mean', '0.5', '0.5', '0.5', '4'],
+               ['weighted mean', '0.5', '0.5', '0.5', '4']]
+shown = pytest.mark.parametrize('method,args,title,rows', [
+    ('plot_top_losses', (2,), 'Top losses', top_rows),
+    ('print_classification_report', (), '50.0% of 4 documents are right', report_rows)])
+
+
+@shown
+def test_what_a_terminal_shows(method, args, title, rows, capsys):
+    interp = four_documents()
+    capsys.readouterr()
+    assert getattr(interp, method)(*args) is None
+    first,*lines = capsys.readouterr().out.splitlines()
+    assert first == title and [re.split(r' {2,}', line) for line in lines] == rows
+
+
+@shown
+def test_what_a_notebook_shows(method, args, title, rows, monkeypatch, capsys):
+    "The same as an HTML table, which is displayed and not printed."
+    interp,pages = four_documents(), []
+    capsys.readouterr()
+    monkeypatch.setattr('awdtext.interpret.display_mode', lambda: 'notebook')
+    monkeypatch.setattr('IPython.display.display', pages.append)
+    getattr(interp, method)(*args)
+    (page,) = pages
+    found = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in page.data.split('<tr>')[1:]]
+    assert type(page).__name__ == 'HTML' and f'<p>{title}</p>' in page.data and found == rows
+    assert capsys.readouterr().out == ''
+
+
+def test_scored_tokens_are_shown_too(monkeypatch, capsys):
+    scored,pages = ScoredTokens(['so', '<good>'], [math.nan, 2.], 'A & B'), []
+    show(scored)
+    assert capsys.readouterr().out == 'A & B\nso <good>(+2.00)\n'
+    monkeypatch.setattr('awdtext.interpret.display_mode', lambda: 'notebook')
+    monkeypatch.setattr('IPython.display.display', pages.append)
+    show(scored)
+    (page,) = pages
+    assert 'A &amp; B' in page.data and '&lt;good&gt;</span>' in page.data and capsys.readouterr().out == ''
+
+
+def test_a_confusion_matrix_with_names():
+    interp = four_documents()
+    assert repr(interp.confusion_table()) == '\n'.join([
+        'Confusion matrix',
+        'actual \\ predicted  bad  good  odd',
+        'bad                   0     1    0',
+        'good                  1     1    0',
+        'odd                   0     0    1'])
+    assert [list(row.values())[1:] for row in interp.confusion_table(normalize=True)] == [
+        [0, 1, 0], [.5, .5, 0], [0, 0, 1]]
+    assert interp.plot_confusion_matrix(normalize=True).texts[3].get_text() == '0.50'
+
+
+def test_the_confusion_of_categories_that_are_numbers():
+    learn = clas(clas_dls([0.5 if 'good' in film else 1.25 for film in films]), learned=False)
+    table = ClassificationInterpretation.from_learner(learn, ds_idx=0).confusion_table()
+    assert [row['actual \\ predicted'] for row in table] == ['0.5', '1.25'] == list(table[0])[1:]
+    assert sum(row['0.5'] + row['1.25'] for row in table) == len(learn.dls.train.corpus)
+    several = ClassificationInterpretation.from_learner(clas(clas_dls([[s] for s in stars]), learned=False))
+    with pytest.raises(ValueError, match='one label for each document'): several.confusion_table()
 
 
 @pytest.mark.parametrize('backwards', [False, True])

@@ -2,6 +2,7 @@
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from training_helpers import Do, assert_same, snapshot, tiny_size
 
 from awdtext.data.batches import RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.report import HTMLReport, Pace, pace_of, seconds_of, training_report, write_report
+from awdtext.report import HTMLReport, Pace, pace_of, peak_memory, seconds_of, training_report, write_report
 from awdtext.text_learner import language_model_learner, text_classifier_learner
 from awdtext.training.progress import ProgressCallback
 
@@ -24,12 +25,13 @@ def clas_dls(labels=labels, valid=('a very good film', 'another bad one indeed')
                                       **how)
 
 
-def clas(dls, **how): return text_classifier_learner(dls, config=tiny_size, **how).remove_cb(ProgressCallback)
+def clas(dls, **how):
+    return text_classifier_learner(dls, **{'config': tiny_size, **how}).remove_cb(ProgressCallback)
 
 
 def lm(**how):
     dls = TextDataLoaders.from_texts(films, valid=films[:3], is_lm=True, bs=4, seq_len=8, min_freq=1, seed=0)
-    return language_model_learner(dls, config=tiny_size, **how).remove_cb(ProgressCallback)
+    return language_model_learner(dls, **{'config': tiny_size, **how}).remove_cb(ProgressCallback)
 
 
 def lines(report):
@@ -116,6 +118,39 @@ def test_first_step_of_each_window_does_not_count(monkeypatch):
     assert pace.seconds == 3 and len(seen) == 8
     assert seen[:4] == seen[4:] and len(set(seen[:4])) > 1
     assert pace.tokens == sum(shape.numel() for shape in seen[5:])
+
+
+@pytest.mark.parametrize('make,n_valid,times', [
+    (lm, 39, {1: '27 s', 2: '55 s', 7: '3 min', 1000: '7 h 35 min'}),
+    (lambda **how: clas(clas_dls(), **how), 10, {1: '26 s', 2: '53 s', 7: '3 min', 1000: '7 h 19 min'})])
+def test_time_and_memory_are_told_in_numbers(make, n_valid, times, monkeypatch):
+    "At a tenth of a second a token, a third of that in validation, for each pass; and the bytes of each storage once."
+    from awdtext import report
+    learn,asked = make(config=dict(emb_sz=200, n_hid=300, n_layers=2)), []
+    def pace(learn, n_batches): return asked.append(n_batches) or SimpleNamespace(tokens=50, seconds=5.)
+    monkeypatch.setattr(report, 'pace_of', pace)
+    monkeypatch.setattr(report, 'peak_memory', lambda device: 2_340_000_000)
+    assert [sum(map(len, dl.corpus)) for dl in (learn.dls.train, learn.dls.valid)] == [260, n_valid]
+    for n_epoch, time in times.items():
+        said = lines(training_report(learn, n_epoch, n_batches=4))
+        assert said['time'] == f'about {time} for {n_epoch} epoch(s), at 10 tokens a second'
+    assert asked == [4] * 4
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in learn.model.parameters()}
+    n = sum(storages.values())
+    assert n > 3e6 and said['memory'].startswith(f'{n / 1e6:.1f} MB of weights; as much for gradients')
+    assert said['memory'].endswith('; the peak of the process was 2.3 GB')
+    monkeypatch.setattr(report, 'peak_memory', lambda device: None)
+    assert 'peak' not in lines(training_report(learn))['memory']
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason="there is no /proc")
+def test_the_peak_is_what_the_system_says():
+    "A new one, since the kernel's figure may also be that of the process that started this one."
+    def told(name): return 1024 * int(re.search(rf'{name}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])
+    before = peak_memory(torch.device('cpu'))
+    more = torch.ones(before - told('VmRSS') + 2**26, dtype=torch.uint8)
+    said = peak_memory(torch.device('cpu'))
+    assert said > before and len(more) and said == pytest.approx(told('VmHWM'), rel=.01)
 
 
 class Page(HTMLParser):

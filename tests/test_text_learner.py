@@ -1,6 +1,7 @@
 "The two learners: encoders with their words, files that carry everything, exact figures, answers in order."
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from awdtext.data.batches import MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders, label_text
 from awdtext.data.tokenizer import BaseTokenizer, Tokenizer
 from awdtext.data.vocab import Vocab
+from awdtext.ensemble import Ensemble
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
 from awdtext.text_learner import (LMLearner, TextLearner, _learned, advise_preset, language_model_learner, load_learner,
@@ -674,6 +676,29 @@ def test_texts_that_are_none():
     with pytest.raises(ValueError, match=r'document\(s\) 0 have no tokens'): token_clas().predict('')
 
 
+@pytest.mark.parametrize('ensemble', [False, True])
+@pytest.mark.parametrize('several', [texts[:2], tuple(texts[:2]), np.array(texts[:2]), pd.Series(texts[:2])],
+                         ids=lambda several: type(several).__name__)
+def test_several_texts_in_the_place_of_one(several, ensemble):
+    "The error names what answers to several, in their order; and so it does."
+    learn = train(clas())
+    if ensemble: learn = Ensemble([learn, clas(learn.dls)])
+    cure = re.escape('not a string: several texts are predicted by learn.get_preds(dl=learn.dls.test_dl(texts))')
+    with pytest.raises(TypeError, match=cure): learn.predict(several)
+    probs = learn.get_preds(dl=learn.dls.test_dl(several))[0]
+    assert_close(probs, torch.stack([learn.predict(text)[2] for text in several]))
+
+
+@pytest.mark.parametrize('ensemble', [False, True])
+def test_a_list_of_tokens_is_one_document_where_there_is_no_tokenizer(ensemble):
+    learn = token_clas()
+    if ensemble: learn = Ensemble([learn, learn])
+    docs = [text.split() for text in texts[:2]]
+    assert_close(learn.predict(docs[0])[2], learn.predict(texts[0])[2])
+    with pytest.raises(TypeError, match=r'several documents are predicted by learn.get_preds'): learn.predict(docs)
+    assert len(learn.get_preds(dl=learn.dls.test_dl(docs))[0]) == 2
+
+
 # When things go wrong
 
 class Watch(Callback):
@@ -848,3 +873,22 @@ def test_an_encoder_that_knows_too_few_words_is_told(tmp_path, recwarn):
         text_classifier_learner(data(known), config=size, path=tmp_path).load_encoder('enc')
         told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
         assert len(told) == warned and all(f'knows {known}% of the words' in text for text in told)
+
+
+@pytest.mark.parametrize('way', ['pretrained', 'load_encoder'])
+@pytest.mark.parametrize('n_odd,warned', [(0, False), (10, False), (11, True), (60, True)])
+def test_words_that_became_unknown_on_the_way_are_told_too(way, n_odd, warned, tmp_path, recwarn):
+    "Data in the encoder's vocabulary hold `xxunk` for all other words: the encoder has a row for it, and knows none."
+    learn = lm(lm_dls([*texts, 'a zebra came once'], min_freq=2), path=tmp_path)       # which has met xxunk itself
+    learn.save_encoder('enc')
+    docs = [*texts, *['Gnu yak emu elk bee ant'] * n_odd]
+    words = [word.lower() for doc in docs for word in doc.split()]
+    share = sum(word in learn.dls.vocab for word in words) / len(words)              # a capital's xxmaj is no word
+    dls = clas_dls(docs, ['pet', 'wild'] * (len(docs) // 2) + ['pet'] * (len(docs) % 2), text_vocab=learn.dls.vocab,
+                   valid=texts[:4], valid_labels=['pet', 'wild'] * 2)
+    assert ('xxunk' in dls.vocab.decode(dls.train.corpus.ids.unique())) == bool(n_odd) and dls.vocab == learn.dls.vocab
+    recwarn.clear()
+    if way == 'pretrained': clas(dls, path=tmp_path, pretrained='enc')
+    else: clas(dls, path=tmp_path).load_encoder('enc')
+    told = [str(w.message) for w in recwarn if 'of the words of these texts' in str(w.message)]
+    assert len(told) == warned == (share < .8) and all(f'enc.safetensors knows {share:.0%} of the' in t for t in told)

@@ -105,7 +105,8 @@ def _intern(docs):
     ids,offsets = array('i'), array('q', [0])
     for i, doc in enumerate(docs):
         if not isinstance(doc, (list, tuple)): raise TypeError(_not_tokens(i, doc))
-        ids.extend(map(provisional.__getitem__, doc))
+        try: ids.extend(map(provisional.__getitem__, doc))
+        except TypeError as e: raise TypeError(_not_strings(i, doc)) from e
         offsets.append(len(ids))
     return _as_tensor(ids, torch.int32), _as_tensor(offsets, torch.int64), list(provisional)
 
@@ -116,3 +117,8 @@ def _as_tensor(numbers, dtype):
 
 def _not_tokens(i, doc):
     return f"document {i} is {type(doc).__name__} {str(doc)[:40]!r}, not a list of tokens: tokenise it first."
+
+
+def _not_strings(i, doc):
+    return (f"document {i} is {doc!r:.60}, whose tokens are no strings: several documents are predicted by "
+            "learn.get_preds(dl=learn.dls.test_dl(docs)), in their order.")

@@ -107,7 +107,13 @@ def check_text(
     where = f"the text of row {row!r}{'' if column is None else f' in column {column!r}'}"
     if isinstance(text, bytes): raise TypeError(f"{where} is bytes: decode it, as with text.decode('utf-8').")
     if is_missing(text): raise ValueError(f"{where} is missing ({text}): drop that row, or fill it with ''.")
-    raise TypeError(f"{where} is {text!r} ({type(text).__name__}), not a string.")
+    raise TypeError(f"{where} is {text!r:.60} ({type(text).__name__}), not a string{_cure_of(text)}.")
+
+
+def _cure_of(text):
+    if not hasattr(text, '__iter__'): return ''
+    return (": several texts are predicted by learn.get_preds(dl=learn.dls.test_dl(texts)), in their order; documents "
+            "that are lists of tokens are for TextDataLoaders.from_tokens")
 
 # %% ../../nbs/data/07_dataloaders.ipynb #7a230367
 def find_column(

@@ -106,7 +106,7 @@ class AWDLSTMConfig:
         drop_mult:float, # What to multiply each dropout with
     )->'AWDLSTMConfig':  # The same sizes with other dropouts
         "One number to regularise more or less."
-        return replace(self, **{name: drop_mult * getattr(self, name) for name in self.dropouts()})
+        return _scaled(self, drop_mult)
 
     def sizes(self)->dict: # `emb_sz`, `n_hid`, `n_layers`, `arch`, of a QRNN `window`, and `n_hid_last` if given
         "What must agree for an encoder's weights to fit from one model into another."
@@ -127,6 +127,11 @@ class AWDLSTMConfig:
             layers = sum(3 * n * n_in for n_in, n in sizes) + (self.window - 1) * 3 * sizes[0][0] * sizes[0][1]
         else: layers = sum((3 if self.arch == 'GRU' else 4) * n * (n_in + n) for n_in, n in sizes)
         return layers + _decoder_macs(self, vocab_sz)
+
+# %% ../../nbs/models/12_awd_lstm.ipynb #8e627166
+def _scaled(config, drop_mult):
+    try: return replace(config, **{name: drop_mult * getattr(config, name) for name in config.dropouts()})
+    except ValueError as e: raise ValueError(f"drop_mult={drop_mult}: {e}") from e
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #f3d06c02
 presets = {
