@@ -135,13 +135,25 @@ def write_stream(
 
 
 def _pieces(prompt, growing, dls):
-    added,shown = [], ''
-    for grown in chain([()], growing):
-        added += [dls.vocab[word] for _, word, _ in grown]
-        now = _text(prompt + _shown(added), dls)
-        if len(now) > len(shown):
-            yield now[len(shown):]
-            shown = now
+    parts = chain([prompt], _shown_parts(growing, dls.vocab))
+    return filter(None, dls.tokenizer.detokenized(parts) if dls.tokenizer else _with_blanks(parts))
+
+
+def _shown_parts(growing, vocab):
+    "At each step the tokens that are to be shown: a mark waits for the next one, as the last is not shown."
+    waiting = []
+    for ((_, word, _),) in growing:
+        tokens = [*waiting, vocab[word]]
+        waiting = tokens[len(_shown(tokens)):]
+        yield _shown(tokens)
+
+
+def _with_blanks(parts):
+    "Lists of tokens as text: joined, they are the tokens joined by blanks."
+    begun = False
+    for tokens in parts:
+        yield ' ' * (begun and bool(tokens)) + ' '.join(tokens)
+        begun = begun or bool(tokens)
 
 # %% ../../nbs/lm/45_write.ipynb #c5380ff5
 def write_beam(
