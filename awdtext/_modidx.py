@@ -977,6 +977,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'awdtext.lm.write.LMWriter.stream': ('lm/write.html#lmwriter.stream', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._check_prompts': ('lm/write.html#_check_prompts', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._continued': ('lm/write.html#_continued', 'awdtext/lm/write.py'),
+                                  'awdtext.lm.write._each_within': ('lm/write.html#_each_within', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._ids': ('lm/write.html#_ids', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._no_stop': ('lm/write.html#_no_stop', 'awdtext/lm/write.py'),
                                   'awdtext.lm.write._pieces': ('lm/write.html#_pieces', 'awdtext/lm/write.py'),

@@ -304,7 +304,7 @@ class TextLearner(Judged, EncoderLearner):
         layers:str='last', # `'last'` or `'all'`
     )->Iterator[np.ndarray]: # As many numbers each, in the order of `texts`
         "The same one by one, for more texts than memory holds."
-        return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs, layers)
+        return encode_texts(self.encoder, self.dls, texts, self.options.get('max_len'), bs, layers, self.averaged)
 
     def validate_figures(self,
         dl=None, # What to measure on; `dls.valid` if None
@@ -475,7 +475,7 @@ class LMReader:
         bs:int=64,        # Texts that are read side by side
     )->Iterator[TextScore]: # In the order of `texts`
         "The same one by one, for more texts than memory holds."
-        return score_texts(self.model, self.dls, texts, bs)
+        return score_texts(self.model, self.dls, texts, bs, self.averaged)
 
 # %% ../nbs/50_text_learner.ipynb #80723c8f
 class LMLearner(LMReader, LMWriter, TextLearner):

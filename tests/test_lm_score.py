@@ -11,12 +11,14 @@ from training_helpers import lm_learner, tiny_size, words
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.data.tokenizer import Tokenizer
 from awdtext.data.vocab import Vocab
+from awdtext.ensemble import LMEnsemble
 from awdtext.lm.score import encode_texts, pooled, score_texts, surprisals
 from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.gru import GRU
 from awdtext.models.language_model import get_language_model
 from awdtext.models.qrnn import QRNN
 from awdtext.text_learner import language_model_learner, text_classifier_learner
+from awdtext.training.optim import WeightAverage
 
 kinds = {'lstm': {}, 'gru': dict(arch='GRU'), 'qrnn': dict(arch='QRNN'), 'mos': dict(decoder='mos', n_experts=3),
          'adaptive': dict(decoder='adaptive', cutoffs=[8], tie_weights=False)}
@@ -167,15 +169,66 @@ def test_a_classifiers_features_are_what_its_head_sees(backwards, max_len):
     assert_close(logits.softmax(1), learn.get_preds(dl=dls.test_dl(texts))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_averages_are_what_is_scored():
-    "As in validation."
-    learn = language_model_learner(raw_lm(), config=tiny_size)
-    learn.fit_ntasgd(1, 0, lr=1., n=0)
-    texts = [words(12, seed=3)]
-    assert -learn.score(texts)[0].logp / 11 == pytest.approx(learn.evaluate(texts).loss, abs=1e-5)
+def with_pending_average(learn):
+    "The average is what the weights were; the model, as within an epoch, has gone on."
+    learn.average = WeightAverage(learn.model)
+    with torch.no_grad():
+        for p in learn.model.parameters(): p += .3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return learn
 
 
-def raw_lm(): return TextDataLoaders.from_tokens([words(300)], [words(100, seed=1)], bs=4, seq_len=16, seed=0)
+def results_of(learn, texts):
+    "What the learner says of `texts`, by each of its ways."
+    found = {'encode': learn.encode(texts), 'iter_encode': np.stack(list(learn.iter_encode(texts, bs=2)))}
+    if not learn.dls.is_lm: return found
+    found['stream'] = ''.join(learn.stream(texts[0], 9, seed=0))
+    return found | {'score': learn.score(texts), 'iter_score': list(learn.iter_score(texts, bs=2)),
+                    'predict': learn.predict(texts[0], 9, seed=0)}
+
+
+def same_results(found, expected):
+    for way, ours in found.items():
+        if isinstance(ours, np.ndarray): np.testing.assert_allclose(ours, expected[way], atol=1e-6)
+        elif way in ('stream', 'predict'): assert ours == expected[way]
+        else: assert [s.surprisals for s in ours] == [pytest.approx(s.surprisals, abs=1e-5) for s in expected[way]]
+
+
+@pytest.mark.parametrize('kind', ['lm', 'classifier'])
+def test_averages_are_what_every_way_uses(kind):
+    texts = [words(n, seed=n) for n in (12, 5, 9)]
+    learn = lm_learner() if kind == 'lm' else text_classifier_learner(TextDataLoaders.from_tokens(
+        texts, texts, labels=list('aba'), valid_labels=list('aba'), is_lm=False, bs=2, seed=0), config=tiny_size)
+    usual = results_of(learn, texts)
+    own = {k: v.clone() for k, v in with_pending_average(learn).model.state_dict().items()}
+    same_results(results_of(learn, texts), usual)
+    assert not learn.average.swapped and all(torch.equal(v, own[k]) for k, v in learn.model.state_dict().items())
+    learn.average = None
+    changed = results_of(learn, texts)
+    assert not np.allclose(changed['encode'], usual['encode'], atol=1e-3)
+
+
+@pytest.mark.parametrize('way', ['iter_score', 'iter_encode', 'stream'])
+def test_between_what_is_given_one_by_one_a_model_may_be_trained(way):
+    learn,texts = with_pending_average(lm_learner()), [words(5, seed=i) for i in range(40)]
+    results = learn.stream(texts[0], 9, seed=0) if way == 'stream' else getattr(learn, way)(texts, bs=1)
+    own = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    for _ in itertools.islice(results, 20):
+        assert all(torch.equal(v, own[k]) for k, v in learn.model.state_dict().items())
+        learn.average.update()                                           # which is refused while the model is the mean
+    assert not learn.average.swapped
+
+
+def test_an_ensemble_scores_with_the_averages_of_its_parts():
+    texts,dls = ['the cat sat', 'on the mat the cat'], TextDataLoaders.from_texts(
+        ['the cat sat on the mat'] * 6, is_lm=True, min_freq=1, bs=2, seed=0)
+    both = LMEnsemble([language_model_learner(dls, config=tiny_size) for _ in range(2)])
+    def found(): return {'score': both.score(texts), 'iter_score': list(both.iter_score(texts)),
+                         'encode': both.encode(texts), 'stream': ''.join(both.stream('the', 9, seed=0))}
+    usual,loss = found(), both.evaluate(texts).loss
+    for part in both.parts: with_pending_average(part)
+    same_results(found(), usual)
+    assert both.evaluate(texts).loss == pytest.approx(loss, abs=1e-5)
+    assert not any(part.average.swapped for part in both.parts)
 
 
 def test_numbers_that_cannot_be():

@@ -8,6 +8,7 @@ __all__ = ['in_batches', 'surprisals', 'TextScore', 'score_texts', 'pooled', 'en
 # %% ../../nbs/lm/44_score.ipynb #ed616571
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ def in_batches(
     compute:Callable,      # From a list of documents, the longest first, to a result for each
     bs:int=64,             # Documents in a batch
     n_batches:int=16,      # Batches that are sorted together
+    within:Callable=nullcontext, # Makes the context in which a batch is computed, and left before anything is given
 )->Iterator:               # The results, in the order of `docs`
     "Compute something for each document, in batches of like length."
     docs,bs = iter(docs), positive_int(bs, 'bs')
@@ -37,7 +39,8 @@ def in_batches(
         order = sorted(range(len(some)), key=lambda i: len(some[i]), reverse=True)
         results = [None] * len(some)
         for rows in (order[start:start + bs] for start in range(0, len(order), bs)):
-            for i, result in zip(rows, compute([some[i] for i in rows])): results[i] = result
+            with within():
+                for i, result in zip(rows, compute([some[i] for i in rows])): results[i] = result
         yield from results
 
 # %% ../../nbs/lm/44_score.ipynb #d9c0546b
@@ -101,6 +104,7 @@ def score_texts(
     dls:TextDataLoaders,    # Its vocabulary, tokenizer and direction
     texts:Iterable,         # Strings, or lists of tokens if there is no tokenizer; a generator is read as it is needed
     bs:int=64,              # Texts that are read side by side
+    within:Callable=nullcontext, # As for `in_batches`
 )->Iterator[TextScore]:     # In the order of `texts`
     "How surprising each word of each text is."
     def compute(docs):
@@ -110,7 +114,7 @@ def score_texts(
         ids = [dls.vocab.encode(lead + body[way]) for lead, body in zip(leads, bodies)]
         for nats, doc in zip(surprisals(model, ids, dls.seq_len), ids):
             yield TextScore(dls.vocab.decode(doc[1:])[way], nats.tolist()[way])
-    return in_batches(_tokens(texts, dls), compute, bs)
+    return in_batches(_tokens(texts, dls), compute, bs, within=within)
 
 # %% ../../nbs/lm/44_score.ipynb #dd9931a0
 def pooled(
@@ -150,6 +154,7 @@ def encode_texts(
     max_len:int|None=None,  # How many tokens at the end of a text are pooled; all if None
     bs:int=64,              # Texts that are read side by side
     layers:str='last',      # `'last'`: three views of the last layer; `'all'`: means of the embedding and every layer
+    within:Callable=nullcontext, # As for `in_batches`
 )->Iterator[np.ndarray]:    # (n_features(encoder, layers),) each, in the order of `texts`
     "The pooled features of each text."
     n_features(encoder, layers)                                                  # raises now if there are no such
@@ -157,7 +162,7 @@ def encode_texts(
     def compute(docs):
         ids = [dls.vocab.encode(tokens[way]) for tokens in docs]
         return pooled(encoder, ids, dls.seq_len, max_len, layers).numpy()
-    return in_batches(_not_empty(_tokens(texts, dls)), compute, bs)
+    return in_batches(_not_empty(_tokens(texts, dls)), compute, bs, within=within)
 
 
 def _not_empty(docs):
