@@ -21,7 +21,7 @@ from .data.dataloaders import label_text, show_rows
 from .data.stream import positive_int
 from .data.tokenizer import BOS
 from .lm.evaluate import LMScore
-from .lm.score import TextScore
+from .lm.score import TextScore, part_loader, score_docs
 from .lm.write import LMWriter
 from .models.language_model import LMOutput
 from .training.checkpoint import write_bundle
@@ -49,11 +49,16 @@ def _same(first, other, i):
 
 
 def _check_words(parts):
-    for i, part in enumerate(parts):
-        tok = part.dls.tokenizer
-        if tok is None or tok('a')[:1] != [BOS]:
+    toks = [part.dls.tokenizer for part in parts]
+    two_ways = len({part.dls.backwards for part in parts}) == 2
+    for i, (part, tok) in enumerate(zip(parts, toks)):
+        if two_ways and (tok is None or tok('a')[:1] != [BOS]):
             raise ValueError(f"part {i} reads texts that do not begin with {BOS}, so that two directions would not "
-                             "score the same words: make the data of strings, with the default rules.")
+                             "score the same words: make the data of strings, with the default rules, or let all "
+                             "parts read in one direction.")
+        if (tok is None) != (toks[0] is None):
+            raise ValueError(f"part {i} reads {'texts' if tok else 'lists of tokens'}, part 0 the other: give the data "
+                             "of both the same tokenizer.")
         if part.dls.vocab.itos != parts[0].dls.vocab.itos:
             raise ValueError(f"part {i} knows other words than part 0: give its data text_vocab=dls.vocab of the "
                              "other.")
@@ -110,7 +115,7 @@ class Parts:
         layers:str='last', # `'last'` or `'all'`, as for one learner
     )->np.ndarray:       # (n, sum of the parts' sizes)
         "The features of each text, those of the parts side by side."
-        texts = list(texts)
+        if isinstance(texts, Iterator): texts = list(texts)
         return np.concatenate([part.encode(texts, bs, layers) for part in self.parts], 1)
 
     def export(self,
@@ -284,6 +289,21 @@ class _Mixture(nn.Module):
         return logps.logsumexp(0) - math.log(len(logps))
 
 # %% ../nbs/49_ensemble.ipynb #7cbd3e72
+def _mean_scores(each):
+    for scores in zip(*each):
+        nats = np.mean([score.surprisals for score in scores], 0)
+        yield TextScore(scores[0].tokens, nats.tolist())
+
+
+def _scores_of_data(parts, part, bs):
+    "Mean scores of the documents in the data of the first of `parts`."
+    dls = parts[0].dls
+    corpus = part_loader(dls, part).corpus
+    if dls.backwards: corpus = corpus.reversed()
+    def docs(): return (dls.vocab.decode(corpus[i]) for i in range(len(corpus)))
+    return _mean_scores([score_docs(one.model, one.dls, docs(), bs, one.averaged) for one in parts])
+
+
 class LMEnsemble(Parts, LMWriter):
     "Language models that score texts as one, by the mean of log-probabilities, and write if their direction is one."
     kind = 'language_model'
@@ -307,28 +327,28 @@ class LMEnsemble(Parts, LMWriter):
             yield
 
     def iter_score(self,
-        texts:Iterable,   # Strings; a generator is read as it is needed
+        texts:Iterable,   # Strings, or lists of tokens if there is no tokenizer; a generator is read as it is needed
         bs:int=64,        # Texts that are read side by side
     )->Iterator[TextScore]: # In the order of `texts`
         "How surprising each word of each text is on average, one text after the other."
-        copies = [list(texts)] * len(self.parts) if hasattr(texts, '__len__') else tee(texts, len(self.parts))
-        for scores in zip(*(part.iter_score(some, bs) for part, some in zip(self.parts, copies))):
-            nats = np.mean([score.surprisals for score in scores], 0)
-            yield TextScore(scores[0].tokens, nats.tolist())
+        n = len(self.parts)
+        copies = tee(texts, n) if isinstance(texts, Iterator) else [texts] * n
+        return _mean_scores([part.iter_score(some, bs) for part, some in zip(self.parts, copies)])
 
     def score(self,
-        texts:Iterable,   # Strings
+        texts:Iterable,   # As for `iter_score`
         bs:int=64,        # Texts that are read side by side
     )->list[TextScore]:   # Tokens, their mean surprisals, log-probability and perplexity, in the order of `texts`
         "How surprising each word of each text is on average."
         return list(self.iter_score(texts, bs))
 
     def evaluate(self,
-        texts:Iterable,   # Strings, each read alone
+        part='valid',     # `'train'`, `'valid'`, `'test'`: the documents in the data of `parts[0]`; or a list of texts
         bs:int=64,        # Texts that are read side by side
     )->LMScore:
-        "Loss and perplexity over all words of `texts`: the geometric mean of the parts' perplexities."
+        "Loss and perplexity over all words of texts, each read alone: the geometric mean of the parts' perplexities."
         nats,n = 0., 0
-        for score in self.iter_score(texts, bs): nats,n = nats - score.logp, n + len(score.tokens)
+        for score in _scores_of_data(self.parts, part, bs) if isinstance(part, str) else self.iter_score(part, bs):
+            nats,n = nats - score.logp, n + len(score.tokens)
         if not n: raise ValueError("there is no word to predict: give texts that are not empty.")
         return LMScore.of(nats, n)

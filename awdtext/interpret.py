@@ -445,6 +445,10 @@ def surprisal(
 
 # %% ../nbs/52_interpret.ipynb #d1d64b94
 def _mean_surprisal(learn, text):
+    if len({part.dls.backwards for part in learn.parts}) == 1 and _cut(learn.parts[0], text)[:1] != [BOS]:
+        each = [surprisal(part, text) for part in learn.parts]                         # which begin with the same token
+        scores = [sum(nats) / len(nats) for nats in zip(*(found.scores for found in each))]
+        return ScoredTokens(each[0].tokens, scores, _mean_nats(scores))
     found = learn.score([text if isinstance(text, str) else list(text)])[0]
     if not found.tokens: raise ValueError("The text has no words, and nothing that could surprise.")
     return ScoredTokens([BOS, *found.tokens], [math.nan, *found.surprisals], _mean_nats(found.surprisals))
@@ -501,11 +505,16 @@ def document_losses(
     return torch.where(n > 0, nats / n.clamp(min=1), math.nan)
 
 # %% ../nbs/52_interpret.ipynb #fb47e780
+def _from_the_end(doc, vocab):
+    n = int(vocab.decode(doc[:1]) == [BOS])
+    return torch.cat([doc[:n], doc[n:].flip(0)])
+
+
 def _losses_of_parts(learn, corpus, bs):
-    "Of parts that all read `xxbos` first, and then the words from one end or from the other."
+    "Of parts that read the words from one end or from the other, but `xxbos`, if there is one, first."
     docs,means = [doc.flip(0) if learn.parts[0].dls.backwards else doc for doc in corpus], []
     for part in learn.parts:
-        turned = [torch.cat([doc[:1], doc[1:].flip(0)]) if part.dls.backwards else doc for doc in docs]
+        turned = [_from_the_end(doc, learn.dls.vocab) if part.dls.backwards else doc for doc in docs]
         def mean_nats(some): return [o.mean() for o in surprisals(part.model, some, part.dls.seq_len)]  # noqa: B023
         with part.averaged(), part.precision.context(): means.append(list(in_batches(turned, mean_nats, bs)))
     return torch.tensor(means).mean(0)

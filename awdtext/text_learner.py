@@ -31,7 +31,7 @@ from .lm.dynamic_eval import DynamicEvaluation, dynamic_evaluate, gradient_stati
 from .lm.evaluate import GridPoint, LMScore, evaluate_lm
 from .lm.neural_cache import NeuralCache, tune_cache
 from .linear import check_C, fit_linear
-from .lm.score import TextScore, encode_texts, score_texts
+from .lm.score import TextScore, encode_texts, part_loader, score_texts
 from .lm.write import LMWriter
 from .models.awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, presets
 from .models.classifier import clas_split, get_text_classifier, n_features
@@ -399,15 +399,6 @@ def _no_average(n_epoch):
             "are no average. More epochs or a smaller n may bring one.")
 
 # %% ../nbs/50_text_learner.ipynb #0fda0c6b
-def _part(dls, part):
-    "The loader of a part of the data, or of a list of texts."
-    if not isinstance(part, str): dl = dls.test_dl(part)
-    elif part in ('train', 'valid', 'test'): dl = getattr(dls, part)
-    else: raise ValueError(f"part={part!r} must be 'train', 'valid', 'test', or a list of texts.")
-    if dl is None: raise ValueError(f"These data have no {part} part.")
-    return dl
-
-
 def _text(dls, dl, bs=1):
     "A part's token ids, and where its documents begin if the state is reset there."
     return dl.corpus.ids, document_starts(dl.corpus, bs, False) if dls.reset_at_docs else None
@@ -425,7 +416,7 @@ def _statistics(learn, stats):
     "`stats`, or those of the training part."
     if learn.precision.name != 'fp32':
         raise ValueError(f"Steps of dynamic evaluation are lost in {learn.precision.name}: call to_fp32() before.")
-    return gradient_statistics(learn.model, _part(learn.dls, 'train').corpus.ids) if stats is None else stats
+    return gradient_statistics(learn.model, part_loader(learn.dls, 'train').corpus.ids) if stats is None else stats
 
 # %% ../nbs/50_text_learner.ipynb #75eaeff6
 class LMReader:
@@ -439,7 +430,8 @@ class LMReader:
         stats:dict|None=None,                # Its `gradient_statistics`; made from the training part if None
     )->LMScore:
         "Exact loss and perplexity: one stream, every token once."
-        with self.averaged(), pages_kept(): return _evaluate(self, _part(self.dls, part), bs, cache, dynamic, stats)
+        dl = part_loader(self.dls, part)
+        with self.averaged(), pages_kept(): return _evaluate(self, dl, bs, cache, dynamic, stats)
 
     def tune_cache(self,
         part='valid',                        # `'train'`, `'valid'`, `'test'`, or a list of texts
@@ -448,7 +440,7 @@ class LMReader:
         lams:tuple=(.05, .1, .1279, .2, .3), # Shares of the cache
     )->list[GridPoint]:
         "Caches with their scores, the best first; the text is read once."
-        ids,starts = _text(self.dls, _part(self.dls, part))
+        ids,starts = _text(self.dls, part_loader(self.dls, part))
         with self.averaged(): return tune_cache(self.model, ids, windows, thetas, lams, starts=starts)
 
     def tune_dynamic(self,
@@ -459,7 +451,7 @@ class LMReader:
         stats:dict|None=None,                # The model's `gradient_statistics`; made from the training part if None
     )->list[GridPoint]:
         "Settings of dynamic evaluation with their scores, the best first."
-        ids,starts = _text(self.dls, _part(self.dls, part))
+        ids,starts = _text(self.dls, part_loader(self.dls, part))
         with self.averaged():
             return tune_dynamic(self.model, ids[:n_tokens], _statistics(self, stats), lrs, decays, starts=starts)
 
