@@ -21,7 +21,7 @@ from .data.dataloaders import TextDataLoaders, label_text
 from .data.stream import positive_int
 from .duplicates import near_duplicates
 from .interpret import ClassificationInterpretation, Table, attribute, surprisal
-from .text_learner import LMLearner, TextLearner
+from .text_learner import EncoderLearner, LMLearner
 from .training.callback import Callback, CancelFitException
 from .training.learner import rehearse
 from .training.tracking import Recorder, format_hours
@@ -82,7 +82,7 @@ class Pace(Callback):
 
 # %% ../nbs/56_report.ipynb #0018bfe9
 def pace_of(
-    learn:TextLearner, # With training data; nothing has happened to it afterwards
+    learn:EncoderLearner, # With training data; nothing has happened to it afterwards
     n_batches:int=5,   # Steps that are measured
 )->Pace:
     "The pace of training once each window has had a step before."
@@ -93,7 +93,7 @@ def pace_of(
 
 # %% ../nbs/56_report.ipynb #9e56dfe2
 def seconds_of(
-    learn:TextLearner, # Its data are counted
+    learn:EncoderLearner, # Its data are counted
     pace:Pace,         # After some steps
     n_epoch:int,       # Passes
 )->float:
@@ -153,7 +153,7 @@ def _data_warnings(dls, duplicates):
 
 # %% ../nbs/56_report.ipynb #e9e03de9
 def training_report(
-    learn:TextLearner,   # Of a language model or a classifier, with its data
+    learn:EncoderLearner,   # Of a language model or a classifier, with its data
     n_epoch:int=1,       # Passes for which time is told
     threshold:float=.8,  # How alike documents of both parts must be to count as the same
     n_batches:int=5,     # Steps that are measured
@@ -286,7 +286,7 @@ def _figures(record):
 
 
 def write_report(
-    learn:TextLearner,               # After a fit
+    learn:EncoderLearner,               # After a fit
     file:str|Path='report.html',     # Name within the learner's path, or a path
     title:str|None=None,             # Heading; the kind of model if None
     card:str|None=None,              # More for the recipe card: any text, such as a `training_report`

@@ -1,4 +1,5 @@
 "The two learners: encoders with their words, files that carry everything, exact figures, answers in order."
+import copy
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from training_helpers import lm_learner
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
@@ -754,7 +756,22 @@ def test_no_advice_for_what_is_no_slower(own):
 def test_no_advice_below_the_smallest(): assert 'max_vocab' in advise_preset(9000, AWDLSTMConfig(**size), 1000)
 
 
-def test_kinds(): assert issubclass(LMLearner, TextLearner)
+@pytest.mark.parametrize('name', ['class_report', 'calibrate', 'calibration', 'cool', 'tune_thresholds', 'decode'])
+def test_what_is_of_classifiers(name):
+    learn = lm_learner()
+    with pytest.raises(AttributeError, match=f'is a language model: {name} is of .* as text_classifier_learner makes'):
+        getattr(learn, name)()
+    assert not isinstance(learn, TextLearner) and not hasattr(learn, name)
+
+
+@pytest.mark.parametrize('name', ['score', 'iter_score', 'evaluate', 'generate', 'stream', 'beam_search', 'fit_ntasgd'])
+def test_what_is_of_language_models(name):
+    dls = TextDataLoaders.from_texts(['a b', 'b a'] * 4, list('xyxyxyxy'), min_freq=1, bs=2, seed=0)
+    learn = text_classifier_learner(dls, config=size)
+    with pytest.raises(AttributeError, match=f'is a classifier: {name} is of .* as language_model_learner makes'):
+        getattr(learn, name)(['a b'])
+    with pytest.raises(AttributeError, match="'TextLearner' object has no attribute 'nothing'"): learn.nothing()
+    assert not isinstance(learn, LMLearner) and copy.deepcopy(learn).kind == 'classifier'
 
 
 # Results to look at

@@ -584,6 +584,16 @@ def _check_splitter(word_tok):
     raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
 
 # %% ../../nbs/data/02_tokenizer.ipynb #ce5a0d81
+def _detokenized(self,
+    parts:Iterable[Iterable[str]], # The tokens of one text, some at a time
+)->Iterator[str]:                  # Pieces, of which some may be empty; joined, what `detokenize` gives
+    "Readable text while its tokens come. (What has `join` but not `joined` is shown when all have come.)"
+    if not hasattr(self.word_tok, 'join'): return detokenized(parts)
+    parts = ([o for o in tokens if o not in _silent] for tokens in parts)
+    if hasattr(self.word_tok, 'joined'): return self.word_tok.joined(parts)
+    return (self.word_tok.join(tokens) for tokens in [chain.from_iterable(parts)])
+
+# %% ../../nbs/data/02_tokenizer.ipynb #773994c2
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -612,8 +622,7 @@ class Tokenizer:
         docs = _in_chunks(self._chunk, _chunks(texts), _n_workers(n_workers), alone=2 if n_workers is None else 0)
         return progress(docs, total=total, label='tokenising') if total else docs
 
-    def _chunk(self, chunk):
-        return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
+    def _chunk(self, chunk): return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
 
     def _document(self, text, index):
         try:
@@ -657,14 +666,7 @@ class Tokenizer:
         if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
         return self.word_tok.join(o for o in tokens if o not in _silent)
 
-    def detokenized(self,
-        parts:Iterable[Iterable[str]], # The tokens of one text, some at a time
-    )->Iterator[str]:                  # Pieces, of which some may be empty; joined, what `detokenize` gives
-        "Readable text while its tokens come. (What has `join` but not `joined` is shown when all have come.)"
-        if not hasattr(self.word_tok, 'join'): return detokenized(parts)
-        parts = ([o for o in tokens if o not in _silent] for tokens in parts)
-        if hasattr(self.word_tok, 'joined'): return self.word_tok.joined(parts)
-        return (self.word_tok.join(tokens) for tokens in [chain.from_iterable(parts)])
+    detokenized = _detokenized
 
     def to_dict(self)->dict: # Plain JSON
         "Everything that is needed to make this tokenizer again."
