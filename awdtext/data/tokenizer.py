@@ -584,6 +584,14 @@ def _check_splitter(word_tok):
     raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
 
 # %% ../../nbs/data/02_tokenizer.ipynb #ce5a0d81
+def _detokenize(self,
+    tokens:Iterable[str], # As this tokenizer gave them, or a language model
+)->str:                   # Readable text
+    "Tokens back to text: characters and subwords exactly, words by the function `detokenize`."
+    if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
+    return self.word_tok.join(o for o in tokens if o not in _silent)
+
+
 def _detokenized(self,
     parts:Iterable[Iterable[str]], # The tokens of one text, some at a time
 )->Iterator[str]:                  # Pieces, of which some may be empty; joined, what `detokenize` gives
@@ -622,7 +630,8 @@ class Tokenizer:
         docs = _in_chunks(self._chunk, _chunks(texts), _n_workers(n_workers), alone=2 if n_workers is None else 0)
         return progress(docs, total=total, label='tokenising') if total else docs
 
-    def _chunk(self, chunk): return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
+    def _chunk(self, chunk):
+        return (self._document(text, i) for i, text in enumerate(chunk[1], chunk[0]))
 
     def _document(self, text, index):
         try:
@@ -659,14 +668,7 @@ class Tokenizer:
         "An error if one of `tokens` can plainly not come from this tokenizer."
         if hasattr(self.word_tok, 'check'): self.word_tok.check(tokens)
 
-    def detokenize(self,
-        tokens:Iterable[str], # As this tokenizer gave them, or a language model
-    )->str:                   # Readable text
-        "Tokens back to text: characters and subwords exactly, words by the function `detokenize`."
-        if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
-        return self.word_tok.join(o for o in tokens if o not in _silent)
-
-    detokenized = _detokenized
+    detokenize,detokenized = _detokenize,_detokenized
 
     def to_dict(self)->dict: # Plain JSON
         "Everything that is needed to make this tokenizer again."
