@@ -44,8 +44,8 @@ from .models.prediction import PreparedLSTM, prepare
 from .models.qrnn import QRNN, WeightDropQRNN
 from .pseudo_labels import PseudoLabels, pseudo_label
 from .report import HTMLReport, training_report, write_report
-from .text_learner import (LMLearner, TextLearner, language_model_learner, linear_probe, load_learner,
-    text_classifier_learner)
+from .text_learner import (LMLearner, TextClassifierLearner, TextLearner, language_model_learner, linear_probe,
+    load_learner, text_classifier_learner)
 
 # %% ../nbs/59_all.ipynb #3149a8f4
 from .training.accumulate import GradientAccumulation

@@ -15,7 +15,8 @@ from .core import say, seed_all
 from .data.dataloaders import TextDataLoaders
 from .data.datasets import docstrings
 from .data.stream import unigram_perplexity
-from .text_learner import LMLearner, TextLearner, language_model_learner, load_learner, text_classifier_learner
+from .text_learner import (LMLearner, TextClassifierLearner, language_model_learner, load_learner,
+    text_classifier_learner)
 
 # %% ../nbs/51_demo.ipynb #8d758e53
 def split_documents(
@@ -73,7 +74,7 @@ def train_demo_classifier(
     lm:LMLearner,          # Whose encoder is in `out`
     out:Path,              # Folder of the results
     n_epoch:int=3,         # Passes over the documents after the head's first
-)->TextLearner:
+)->TextClassifierLearner:
     "Train the classifier on the language model's encoder, export it, and say what it is worth."
     dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', valid_col='is_valid', text_vocab=lm.dls.vocab,
                                   bs=16, path=out)

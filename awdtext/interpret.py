@@ -30,7 +30,7 @@ from .ensemble import Ensemble, EnsembleData, LMEnsemble
 from .lm.evaluate import evaluating, windows
 from .lm.score import in_batches, surprisals
 from .models.classifier import read_layers
-from .text_learner import LMLearner, TextLearner
+from .text_learner import LMLearner, TextClassifierLearner
 from .training.metrics import choose_threshold
 from .training.profile import text_table
 
@@ -150,7 +150,7 @@ def _parts(learn): return getattr(learn, 'parts', [learn])
 class ClassificationInterpretation:
     "What a classifier, or an ensemble of them, says of a part of the data, beside what is true."
     def __init__(self,
-        learn:TextLearner|Ensemble, # The classifier
+        learn:TextClassifierLearner|Ensemble, # The classifier
         dl,                 # The loader of the documents; of an ensemble, that of its first part
         probs:Tensor,       # (n, n_out) in the order of the data
         targets:Tensor,     # (n,), or (n, n_out) where there are several labels
@@ -162,7 +162,7 @@ class ClassificationInterpretation:
 
     @classmethod
     def from_learner(cls,
-        learn:TextLearner|Ensemble, # A classifier, with its data
+        learn:TextClassifierLearner|Ensemble, # A classifier, with its data
         ds_idx:int=1,      # 0 for the training data, 1 for validation, 2 for test
         dl=None,           # Or any loader with labels; of an ensemble, one for each part, as `dls.test_dl` makes them
     )->'ClassificationInterpretation':
@@ -380,7 +380,7 @@ def _category(learn, category, out):
 
 # %% ../nbs/52_interpret.ipynb #9f0861b4
 def attribute(
-    learn:TextLearner|Ensemble, # A classifier, or several
+    learn:TextClassifierLearner|Ensemble, # A classifier, or several
     text:str|list[str],  # One document; a list is taken as tokens
     category=None,       # The one that is asked about; the likeliest if None. In a regression of several numbers: which
     n_steps:int=64,      # Nodes of the integral
@@ -458,6 +458,10 @@ def surprisal(
 
 # %% ../nbs/52_interpret.ipynb #d1d64b94
 def _mean_surprisal(learn, text):
+    if len({part.dls.backwards for part in learn.parts}) == 1 and _cut(learn.parts[0], text)[:1] != [BOS]:
+        each = [surprisal(part, text) for part in learn.parts]                         # which begin with the same token
+        scores = [sum(nats) / len(nats) for nats in zip(*(found.scores for found in each))]
+        return ScoredTokens(each[0].tokens, scores, _mean_nats(scores))
     found = learn.score([text if isinstance(text, str) else list(text)])[0]
     if not found.tokens: raise ValueError("The text has no words, and nothing that could surprise.")
     return ScoredTokens([BOS, *found.tokens], [math.nan, *found.surprisals], _mean_nats(found.surprisals))
@@ -514,11 +518,16 @@ def document_losses(
     return torch.where(n > 0, nats / n.clamp(min=1), math.nan)
 
 # %% ../nbs/52_interpret.ipynb #fb47e780
+def _from_the_end(doc, vocab):
+    n = int(vocab.decode(doc[:1]) == [BOS])
+    return torch.cat([doc[:n], doc[n:].flip(0)])
+
+
 def _losses_of_parts(learn, corpus, bs):
-    "Of parts that all read `xxbos` first, and then the words from one end or from the other."
+    "Of parts that read the words from one end or from the other, but `xxbos`, if there is one, first."
     docs,means = [doc.flip(0) if learn.parts[0].dls.backwards else doc for doc in corpus], []
     for part in learn.parts:
-        turned = [torch.cat([doc[:1], doc[1:].flip(0)]) if part.dls.backwards else doc for doc in docs]
+        turned = [_from_the_end(doc, learn.dls.vocab) if part.dls.backwards else doc for doc in docs]
         def mean_nats(some): return [o.mean() for o in surprisals(part.model, some, part.dls.seq_len)]  # noqa: B023
         with part.averaged(), part.precision.context(): means.append(list(in_batches(turned, mean_nats, bs)))
     return torch.tensor(means).mean(0)

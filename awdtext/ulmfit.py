@@ -30,7 +30,7 @@ from .models.awd_lstm import AWDLSTMConfig, awd_lstm_clas_config
 from .pseudo_labels import check_single_label, label_shares, pseudo_label
 from .recipes import Results
 from .report import pace_of, peak_memory, training_report, write_report
-from .text_learner import (TextLearner, language_model_learner, linear_probe, loss_settings,
+from .text_learner import (TextClassifierLearner, language_model_learner, linear_probe, loss_settings,
     text_classifier_learner)
 from .training.calibration import CalibratedLoss
 from .training.checkpoint import read_bundle
@@ -832,7 +832,7 @@ def ulmfit(
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
     precision:str|None=None,       # `'fp32'` or `'bf16'`; None: bfloat16 where the processor has products in it
     every:str='5min',              # How often a checkpoint is written
-)->TextLearner|Ensemble:           # The classifier, or the mean of several. Its `card` tells how it was made
+)->TextClassifierLearner|Ensemble:           # The classifier, or the mean of several. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
     _check_place(out, settings, config)

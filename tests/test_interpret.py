@@ -11,7 +11,7 @@ from training_helpers import tiny_size
 
 from awdtext.data.batches import MultiCategorize, RegressionSetup
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.data.tokenizer import BaseTokenizer
+from awdtext.data.tokenizer import BaseTokenizer, CharTokenizer
 from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.interpret import (ClassificationInterpretation, ScoredTokens, attribute, document_losses,
     embedding_neighbours, integrated_gradients, leaks, most_surprising, show, surprisal)
@@ -493,6 +493,19 @@ def test_surprisal_of_several_language_models_is_the_mean_of_theirs():
     assert found.tokens == ['xxbos', *each[0].tokens] and found.scores[1:] == pytest.approx(slow)
     assert math.isnan(found.scores[0]) and found.title.startswith(f'{sum(slow) / len(slow):.2f} nats')
     with pytest.raises(ValueError, match='no words'): surprisal(lms, '')
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_several_models_of_characters_are_surprised_on_average(backwards):
+    "Of no mark at the beginning: what is read first is not scored."
+    lms = LMEnsemble([lm(backwards=backwards, tok_tfm=CharTokenizer()) for _ in range(2)])
+    with torch.no_grad(): lms.parts[1].model.decoder.bias += torch.arange(len(lms.dls.vocab)) / 9
+    found,each = surprisal(lms, text), [surprisal(part, text) for part in lms.parts]
+    assert ''.join(found.tokens) == text and math.isnan(found.scores[-1 if backwards else 0])
+    np.testing.assert_allclose(found.scores, np.mean([one.scores for one in each], 0), rtol=1e-5)
+    corpus = lms.parts[0].dls.valid.corpus
+    means = torch.stack([document_losses(part, corpus) for part in lms.parts]).mean(0)
+    torch.testing.assert_close(document_losses(lms, corpus), means)
 
 
 @pytest.mark.parametrize('part', ['valid', 'texts'])

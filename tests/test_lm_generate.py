@@ -297,6 +297,54 @@ def test_a_wider_beam_finds_no_less_likely_text():
     assert best[0] <= best[1] + 1e-6 and best[1] <= best[2] + 1e-6
 
 
+def slow_beams(model, prompt, n_words, beam_sz, penalty, stop):
+    "Every beginning is read again for every word."
+    beams = [([], 0., 0.)]
+    for _ in range(n_words):
+        found = []
+        for ids, rank, logp in beams:
+            if ids and ids[-1] in stop:
+                found.append((ids, rank, logp))
+                continue
+            for word, p in enumerate(slow_probs(model, [*prompt, *ids]).log().tolist()):
+                found.append(([*ids, word], rank + p * (penalty if word in [*prompt, *ids] else 1.), logp + p))
+        beams = sorted(found, key=lambda beam: -beam[1])[:beam_sz]
+    return beams
+
+
+@pytest.mark.parametrize('penalty', [1., 1.3])
+@pytest.mark.parametrize('stop', [(), (2, 7)])
+def test_a_beam_is_that_of_the_slow_way(penalty, stop):
+    torch.manual_seed(2)
+    model = get_language_model(20, size)
+    with torch.no_grad():
+        for p in model.parameters(): p *= 4
+    found = beam_search(model, [1, 3], 9, 4, repetition_penalty=penalty, stop=stop)
+    expected = slow_beams(model, [1, 3], 9, 4, penalty, stop)
+    assert [text.ids for text in found] == [ids for ids, *_ in expected]
+    assert [text.logp for text in found] == pytest.approx([logp for *_, logp in expected], abs=1e-4)
+    assert all(len(text.ids) == len(text.logps) for text in found)
+
+
+class Read(list):
+    "A prompt that counts how often it is read."
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize('penalty', [1., 1.3])
+def test_a_beam_reads_its_prompt_no_more_often_for_more_words(model, penalty):
+    times = []
+    for n in (2, 40):
+        prompt = Read([1, 3])
+        beam_search(model, prompt, n, repetition_penalty=penalty)
+        times.append(prompt.times)
+    assert times[0] == times[1]
+
+
 def test_penalty_in_a_beam(model):
     with torch.no_grad(): model.decoder.bias[5] = 3.
     assert set(beam_search(model, [1], 8)[0].ids) == {5}

@@ -3,20 +3,23 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
 from training_helpers import lm_learner, tiny_size, words
 
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.data.tokenizer import Tokenizer
+from awdtext.data.tokenizer import CharTokenizer, Tokenizer
 from awdtext.data.vocab import Vocab
+from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.lm.score import encode_texts, pooled, score_texts, surprisals
 from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.gru import GRU
 from awdtext.models.language_model import get_language_model
 from awdtext.models.qrnn import QRNN
 from awdtext.text_learner import language_model_learner, text_classifier_learner
+from awdtext.training.optim import WeightAverage
 
 kinds = {'lstm': {}, 'gru': dict(arch='GRU'), 'qrnn': dict(arch='QRNN'), 'mos': dict(decoder='mos', n_experts=3),
          'adaptive': dict(decoder='adaptive', cutoffs=[8], tie_weights=False)}
@@ -167,15 +170,147 @@ def test_a_classifiers_features_are_what_its_head_sees(backwards, max_len):
     assert_close(logits.softmax(1), learn.get_preds(dl=dls.test_dl(texts))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_averages_are_what_is_scored():
-    "As in validation."
-    learn = language_model_learner(raw_lm(), config=tiny_size)
-    learn.fit_ntasgd(1, 0, lr=1., n=0)
-    texts = [words(12, seed=3)]
-    assert -learn.score(texts)[0].logp / 11 == pytest.approx(learn.evaluate(texts).loss, abs=1e-5)
+def with_pending_average(learn):
+    "The average is what the weights were; the model, as within an epoch, has gone on."
+    learn.average = WeightAverage(learn.model)
+    with torch.no_grad():
+        for p in learn.model.parameters(): p += .3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return learn
 
 
-def raw_lm(): return TextDataLoaders.from_tokens([words(300)], [words(100, seed=1)], bs=4, seq_len=16, seed=0)
+def results_of(learn, texts):
+    "What the learner says of `texts`, by each of its ways."
+    found = {'encode': learn.encode(texts), 'iter_encode': np.stack(list(learn.iter_encode(texts, bs=2)))}
+    if not learn.dls.is_lm: return found
+    found['stream'] = ''.join(learn.stream(texts[0], 9, seed=0))
+    return found | {'score': learn.score(texts), 'iter_score': list(learn.iter_score(texts, bs=2)),
+                    'predict': learn.predict(texts[0], 9, seed=0)}
+
+
+def same_results(found, expected):
+    for way, ours in found.items():
+        if isinstance(ours, np.ndarray): np.testing.assert_allclose(ours, expected[way], atol=1e-6)
+        elif way in ('stream', 'predict'): assert ours == expected[way]
+        else: assert [s.surprisals for s in ours] == [pytest.approx(s.surprisals, abs=1e-5) for s in expected[way]]
+
+
+@pytest.mark.parametrize('kind', ['lm', 'classifier'])
+def test_averages_are_what_every_way_uses(kind):
+    texts = [words(n, seed=n) for n in (12, 5, 9)]
+    learn = lm_learner() if kind == 'lm' else text_classifier_learner(TextDataLoaders.from_tokens(
+        texts, texts, labels=list('aba'), valid_labels=list('aba'), is_lm=False, bs=2, seed=0), config=tiny_size)
+    usual = results_of(learn, texts)
+    own = {k: v.clone() for k, v in with_pending_average(learn).model.state_dict().items()}
+    same_results(results_of(learn, texts), usual)
+    assert not learn.average.swapped and all(torch.equal(v, own[k]) for k, v in learn.model.state_dict().items())
+    learn.average = None
+    changed = results_of(learn, texts)
+    assert not np.allclose(changed['encode'], usual['encode'], atol=1e-3)
+
+
+@pytest.mark.parametrize('way', ['iter_score', 'iter_encode', 'stream'])
+def test_between_what_is_given_one_by_one_a_model_may_be_trained(way):
+    learn,texts = with_pending_average(lm_learner()), [words(5, seed=i) for i in range(40)]
+    results = learn.stream(texts[0], 9, seed=0) if way == 'stream' else getattr(learn, way)(texts, bs=1)
+    own = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    for _ in itertools.islice(results, 20):
+        assert all(torch.equal(v, own[k]) for k, v in learn.model.state_dict().items())
+        learn.average.update()                                           # which is refused while the model is the mean
+    assert not learn.average.swapped
+
+
+def test_an_ensemble_scores_with_the_averages_of_its_parts():
+    texts,dls = ['the cat sat', 'on the mat the cat'], TextDataLoaders.from_texts(
+        ['the cat sat on the mat'] * 6, is_lm=True, min_freq=1, bs=2, seed=0)
+    both = LMEnsemble([language_model_learner(dls, config=tiny_size) for _ in range(2)])
+    def found(): return {'score': both.score(texts), 'iter_score': list(both.iter_score(texts)),
+                         'encode': both.encode(texts), 'stream': ''.join(both.stream('the', 9, seed=0))}
+    usual,loss = found(), both.evaluate(texts).loss
+    for part in both.parts: with_pending_average(part)
+    same_results(found(), usual)
+    assert both.evaluate(texts).loss == pytest.approx(loss, abs=1e-5)
+    assert not any(part.average.swapped for part in both.parts)
+
+
+# Several as one
+
+sentences = ['the cat sat on the mat', 'a dog sat', 'the mat and the cat and a dog', 'on a mat', 'a cat and a dog sat']
+ways = {'words': (sentences, None), 'characters': (sentences, CharTokenizer()),
+        'tokens': ([sentence.split() for sentence in sentences], None)}
+
+
+def lm_of(kind='words', backwards=False, seed=0, docs=None):
+    torch.manual_seed(seed)
+    docs,tok = docs or ways[kind][0], ways[kind][1]
+    how = dict(bs=2, seq_len=8, seed=0, backwards=backwards, min_freq=1)
+    if kind == 'tokens': dls = TextDataLoaders.from_tokens(docs, docs[:3], test=docs[3:], **how)
+    else: dls = TextDataLoaders.from_texts(docs, valid=docs[:3], test=docs[3:], is_lm=True, tok_tfm=tok, **how)
+    return language_model_learner(dls, config=tiny_size, backwards=backwards)
+
+
+def mean_nats(parts, texts):
+    each = [[n for score in part.score(texts) for n in score.surprisals] for part in parts]
+    return np.mean(each, 0).tolist()
+
+
+@pytest.mark.parametrize('kind', ['characters', 'tokens'])
+@pytest.mark.parametrize('backwards', [False, True])
+def test_models_of_one_direction_score_whatever_they_read(kind, backwards):
+    texts = ways[kind][0]
+    both = LMEnsemble([lm_of(kind, backwards, seed) for seed in (0, 1)])
+    assert [n for s in both.score(texts) for n in s.surprisals] == pytest.approx(mean_nats(both.parts, texts), abs=1e-5)
+    assert both.score(texts)[0].tokens == both.parts[0].score(texts)[0].tokens
+    assert both.evaluate('valid').loss == pytest.approx(np.mean(mean_nats(both.parts, texts[:3])), abs=1e-5)
+    assert both.predict('the', 3, seed=0) and both.encode(texts).shape == (5, 48)
+    with pytest.raises(ValueError, match='do not begin with xxbos.*one direction'):
+        LMEnsemble([both.parts[0], lm_of(kind, not backwards)])
+    with pytest.raises(ValueError, match='other words than part 0'):
+        LMEnsemble([both.parts[0], lm_of(kind, backwards, docs=[*texts[:4], 'zz' if kind == 'characters' else ['zz']])])
+
+
+def test_one_tokenizer_for_all():
+    one,other = lm_of('tokens'), lm_of('tokens')
+    other.dls.tokenizer = CharTokenizer()
+    with pytest.raises(ValueError, match='part 1 reads texts, part 0 the other'): LMEnsemble([one, other])
+    with pytest.raises(ValueError, match='part 1 reads lists of tokens, part 0 the other'): LMEnsemble([other, one])
+
+
+@pytest.mark.parametrize('first', [False, True])
+def test_an_ensemble_is_evaluated_on_its_data(first):
+    "Each document alone, from the left and from the right."
+    both = LMEnsemble([lm_of(backwards=first), lm_of(backwards=not first, seed=1)])
+    for part, texts in (('train', sentences), ('valid', sentences[:3]), ('test', sentences[3:])):
+        nats = mean_nats(both.parts, texts)
+        assert both.evaluate(part).loss == pytest.approx(np.mean(nats), abs=1e-5)
+    assert both.evaluate() == both.evaluate('valid') and both.evaluate() != both.evaluate('test')
+    both.parts[0].dls.valid = None
+    with pytest.raises(ValueError, match='These data have no valid part'): both.evaluate()
+
+
+def refusal(how, *args):
+    with pytest.raises((TypeError, ValueError)) as e: how(*args)
+    return str(e.value)
+
+
+def test_ensembles_refuse_one_text_as_one_learner_does():
+    lms = LMEnsemble([lm_of(), lm_of()])
+    dls = TextDataLoaders.from_texts(sentences * 2, list('abababbaab'), min_freq=1, bs=2, seed=0)
+    clas = Ensemble([text_classifier_learner(dls, config=tiny_size) for _ in range(2)])
+    for both, names in ((lms, ('score', 'iter_score', 'encode', 'evaluate')), (clas, ('encode',))):
+        for name, wrong in itertools.product(names, ('the cat', 3)):
+            told = refusal(getattr(both, name), wrong)
+            if (name, wrong) != ('evaluate', 3): assert told == refusal(getattr(both.parts[0], name), wrong)
+            assert 'list of texts' in told
+
+
+def test_ensembles_read_frames_and_generators():
+    frame = pd.DataFrame({'title': sentences, 'body': sentences[::-1], 'label': list('ababa')})
+    dls = TextDataLoaders.from_df(frame, text_col=['title', 'body'], label_col='label', min_freq=1, bs=2, seed=0)
+    parts = [text_classifier_learner(dls, config=tiny_size) for _ in range(2)]
+    expected = np.concatenate([part.encode(frame) for part in parts], 1)
+    np.testing.assert_array_equal(Ensemble(parts).encode(frame), expected)
+    rows = frame.drop(columns='label').to_dict('records')
+    np.testing.assert_array_equal(Ensemble(parts).encode(row for row in rows), expected)
 
 
 def test_numbers_that_cannot_be():

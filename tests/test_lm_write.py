@@ -7,11 +7,11 @@ import torch
 from training_helpers import lm_learner, tiny_size
 
 from awdtext.data.dataloaders import TextDataLoaders
-from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, CharTokenizer, Tokenizer,
-    decode_spec_tokens)
+from awdtext.data.tokenizer import (BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK, Characters, CharTokenizer,
+    SubwordTokenizer, Tokenizer, decode_spec_tokens)
 from awdtext.data.vocab import Vocab
 from awdtext.ensemble import LMEnsemble
-from awdtext.lm.write import prompt_tokens, text_law, write, write_stream
+from awdtext.lm.write import prompt_tokens, text_law, write, write_beam, write_stream
 from awdtext.models.language_model import get_language_model
 from awdtext.text_learner import language_model_learner
 from awdtext.training.optim import WeightAverage
@@ -41,6 +41,18 @@ def test_padding_and_fillers_are_never_said(dls, model):
     assert {UNK, '<unk>'} & set(text.tokens) and not {PAD, BOS, FLD, 'xxfake', '<pad>'} & set(text.tokens)
 
 
+def test_padding_and_fillers_are_in_no_beam(dls, model):
+    fillers = {PAD, BOS, FLD, 'xxfake', '<pad>'}
+    with torch.no_grad():
+        for t in (*fillers, UNK, '<unk>'): model.decoder.bias[dls.vocab.stoi[t]] = 5.  # the likeliest
+    for no_unk in (True, False):
+        found = write_beam(model, dls, 'the cat', 12, 6, text_law(dls, no_unk=no_unk))
+        tokens = {token for text in found for token in text.tokens}
+        assert len(found) == 6 and not fillers & tokens and bool({UNK, '<unk>'} & tokens) is not no_unk
+    stopped = write_beam(model, dls, 'the cat', 12, 6, text_law(dls, stop=BOS))
+    assert any(text.tokens[-1] == BOS for text in stopped) and not {PAD, FLD} & {t for x in stopped for t in x.tokens}
+
+
 @pytest.mark.parametrize('prompt', ['The cat sat', 'The Zebra can\'t sat!!!! (a "cat")', 'THE CAT', ''])
 def test_a_prompt_stays_as_it_is_with_its_unknown_words(dls, model, prompt):
     for text in write(model, dls, [prompt] * 4, 9, text_law(dls), seed=1):
@@ -53,6 +65,70 @@ def test_pieces_are_the_text(dls, model, seed, stop):
     law = text_law(dls, stop=stop)
     (text,) = write(model, dls, ['The cat'], 60, law, seed=seed)
     assert ''.join(write_stream(model, dls, 'The cat', 60, law, seed=seed)) == text.text
+
+
+def of_kind(kind):
+    "Data of words, characters, subwords or lists of tokens, and a model that says much of what is hard to show."
+    makers = {'words': Tokenizer, 'characters': CharTokenizer, 'subwords': lambda: SubwordTokenizer(300)}
+    tok = makers[kind]().setup(['The cat sat on a mat. Ö é'] * 20) if kind in makers else None
+    own = {'words': [*said, '\t', "'", '▁▁', 'cats'], 'characters': list('The cat\n.'),
+           'tokens': ['the', 'cat', '<eos>', '3'], 'subwords': tok and tok.pieces}[kind]
+    dls = TextDataLoaders(None, None, Vocab([*marks, *own]), tokenizer=tok)
+    torch.manual_seed(0)
+    model = get_language_model(len(dls.vocab), tiny_size)
+    with torch.no_grad():
+        for t in ('<0xC3>', '<0xA9>', '▁', EOS, '<eos>', TK_REP, TK_MAJ, '\n'):
+            if t in dls.vocab: model.decoder.bias[dls.vocab.stoi[t]] += 4. if kind == 'subwords' else 2.
+    return dls, model
+
+
+def pieces_the_slow_way(dls, prompt, tokens):
+    "After each token all is put together anew, and what is new shown."
+    shown = ['']
+    for n in range(len(tokens) + 1):
+        some = tokens[:n - 1 if n and tokens[n - 1] in (EOS, '<eos>') else n]
+        whole = prompt_tokens(prompt, dls) + some
+        shown.append(dls.tokenizer.detokenize(whole) if dls.tokenizer else ' '.join(whole))
+    return [now[len(before):] for before, now in itertools.pairwise(shown) if len(now) > len(before)]
+
+
+@pytest.mark.parametrize('kind', ['words', 'characters', 'tokens', 'subwords'])
+def test_pieces_are_those_of_the_slow_way(kind):
+    dls,model = of_kind(kind)
+    for seed, prompt in itertools.product(range(4), ('The cat', 'The cat xxmaj', '')):
+        (text,) = write(model, dls, [prompt], 60, text_law(dls), seed=seed)
+        pieces = list(write_stream(model, dls, prompt, 60, text_law(dls), seed=seed))
+        assert ''.join(pieces) == text.text
+        if kind != 'subwords': assert pieces == pieces_the_slow_way(dls, prompt, text.tokens)
+    if kind == 'subwords': assert '\xe9' in text.text and '\ufffd' in text.text            # bytes that fit, and others
+
+
+class Looked(str):
+    "A token that counts how often it is looked up, which putting a text together begins with."
+    times = 0
+
+    def __hash__(self):
+        Looked.times += 1
+        return super().__hash__()
+
+
+@pytest.mark.parametrize('kind', ['words', 'characters', 'subwords'])
+def test_a_word_of_a_long_text_costs_no_more(kind):
+    dls,model = of_kind(kind)
+    law,times = text_law(dls), []
+    dls.vocab.itos = [Looked(token) for token in dls.vocab.itos]
+    for n in (100, 400):
+        Looked.times = 0
+        list(write_stream(model, dls, 'The cat', n, law, seed=0))
+        times.append(Looked.times)
+    assert 100 <= times[0] and times[1] < 5 * times[0]                             # 16 times as many if all were anew
+
+
+def test_what_cannot_join_piece_by_piece_is_shown_at_the_end(dls):
+    class Own(Characters):
+        joined = property()                                                               # `hasattr` says no
+    tok = Tokenizer(Own(), rules=(), post_rules=())
+    assert list(tok.detokenized([['a'], ['b', PAD], ['c']])) == ['abc']
 
 
 def test_pieces_come_before_the_end(dls, model):

@@ -1,4 +1,5 @@
 "The two learners: encoders with their words, files that carry everything, exact figures, answers in order."
+import copy
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from training_helpers import lm_learner
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
@@ -23,8 +25,8 @@ from awdtext.data.vocab import Vocab
 from awdtext.ensemble import Ensemble
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.awd_lstm import AWDLSTMConfig, presets
-from awdtext.text_learner import (LMLearner, TextLearner, _learned, advise_preset, language_model_learner, load_learner,
-    map_embedding, text_classifier_learner)
+from awdtext.text_learner import (LMLearner, TextClassifierLearner, TextLearner, _learned, advise_preset,
+    language_model_learner, load_learner, map_embedding, text_classifier_learner)
 from awdtext.training.callback import Callback
 from awdtext.training.guards import LossGuard
 from awdtext.training.metrics import Perplexity, accuracy
@@ -779,7 +781,23 @@ def test_no_advice_for_what_is_no_slower(own):
 def test_no_advice_below_the_smallest(): assert 'max_vocab' in advise_preset(9000, AWDLSTMConfig(**size), 1000)
 
 
-def test_kinds(): assert issubclass(LMLearner, TextLearner)
+@pytest.mark.parametrize('name', ['class_report', 'calibrate', 'calibration', 'cool', 'tune_thresholds', 'decode'])
+def test_what_is_of_classifiers(name):
+    learn = lm_learner()
+    with pytest.raises(AttributeError, match=f'is a language model: {name} is of .* as text_classifier_learner makes'):
+        getattr(learn, name)()
+    assert not isinstance(learn, TextClassifierLearner) and not hasattr(learn, name)
+
+
+@pytest.mark.parametrize('name', ['score', 'iter_score', 'evaluate', 'generate', 'stream', 'beam_search', 'fit_ntasgd'])
+def test_what_is_of_language_models(name):
+    dls = TextDataLoaders.from_texts(['a b', 'b a'] * 4, list('xyxyxyxy'), min_freq=1, bs=2, seed=0)
+    learn = text_classifier_learner(dls, config=size)
+    with pytest.raises(AttributeError, match=f'is a classifier: {name} is of .* as language_model_learner makes'):
+        getattr(learn, name)(['a b'])
+    with pytest.raises(AttributeError, match="'TextClassifierLearner' object has no attribute 'n'"): learn.n  # noqa: B018
+    assert isinstance(learn, TextLearner) and issubclass(LMLearner, TextLearner)                   # as in fastai
+    assert not isinstance(learn, LMLearner) and copy.deepcopy(learn).kind == 'classifier'
 
 
 # Results to look at

@@ -22,7 +22,7 @@ from awdtext.data.data_block import RegressionBlock
 from awdtext.data.tokenizer import BaseTokenizer, CharTokenizer, SubwordTokenizer
 from awdtext.ensemble import Ensemble, LMEnsemble
 from awdtext.recipes import Results
-from awdtext.text_learner import TextLearner, load_learner
+from awdtext.text_learner import TextClassifierLearner, load_learner
 from awdtext.training.calibration import fit_temperature
 from awdtext.training.learner import Learner
 from awdtext.training.monitors import EarlyStopping, KeepBest
@@ -57,7 +57,7 @@ def test_one_direction_returns_the_learner(tmp_path):
                    **{**quick, 'precision': None, 'settings': replace(small, n_samples=2)})
     has = 'bf16' if supported('bf16', torch.device('cpu')) else 'fp32'
     assert f'products in {has}' in learn.card and learn.precision.name == 'fp32'
-    assert type(learn) is TextLearner and not learn.dls.backwards
+    assert type(learn) is TextClassifierLearner and not learn.dls.backwards
     assert learn.predict(reviews[0])[0] in ('neg', 'pos')
     assert len(learn.validate()) == 2 and {row['stage'] for row in learn.record} == {1, 2, 3}
     there = load_learner(tmp_path / 'run/classifier')
@@ -98,7 +98,7 @@ def test_time_is_that_of_all_that_was_done(tmp_path, monkeypatch):
 
 def test_backward_alone_reads_from_the_end(tmp_path):
     learn = ulmfit(more, (reviews, labels), tmp_path, backwards=True, **quick)
-    assert type(learn) is TextLearner and learn.dls.backwards
+    assert type(learn) is TextClassifierLearner and learn.dls.backwards
     assert load_learner(tmp_path / 'language_model_backward').dls.backwards
 
 
@@ -265,6 +265,9 @@ def test_ensemble_is_the_mean_of_its_parts(both):
     text = reviews[3]
     torch.testing.assert_close(learn.predict(text)[2], sum(part.predict(text)[2] for part in learn.parts) / 2)
     assert learn.encode([text]).shape == (1, 2 * 3 * 8)
+    assert np.array_equal(list(learn.iter_encode(text for text in reviews[:9])), learn.encode(reviews[:9]))
+    with pytest.raises(ValueError, match='part 1 is an ensemble itself'): Ensemble([learn.parts[0], learn])
+    assert learn.dls.valid is learn.parts[0].dls.valid
 
 
 def test_an_ensemble_shows_documents_beside_what_it_says(both, capsys):
@@ -745,7 +748,7 @@ def test_killed_beside_the_probe(probed, tmp_path, monkeypatch, last):
 def test_a_probe_that_does_not_help_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_probe_helps', lambda content, way: False)
     learn = ulmfit(more, (reviews, labels), tmp_path, **probing)
-    assert type(learn) is TextLearner and 'not taken: the mean has no lower loss' in learn.card
+    assert type(learn) is TextClassifierLearner and 'not taken: the mean has no lower loss' in learn.card
     assert 'the mean of' not in learn.card and learn.options['layers'] == 'last'
 
 

@@ -7,10 +7,10 @@ __all__ = ['UNK', 'PAD', 'BOS', 'EOS', 'FLD', 'TK_REP', 'TK_WREP', 'TK_UP', 'TK_
            'default_post_rules', 'WordTokenizer', 'fix_html', 'replace_rep', 'replace_wrep', 'spec_add_spaces',
            'rm_useless_spaces', 'replace_all_caps', 'replace_maj', 'lowercase', 'replace_space', 'BaseTokenizer',
            'Characters', 'check_characters', 'SpacyTokenizer', 'DocumentError', 'Subwords', 'Tokenizer',
-           'decode_spec_tokens', 'detokenize', 'CharTokenizer', 'SubwordTokenizer', 'token_unit']
+           'decode_spec_tokens', 'detokenized', 'detokenize', 'CharTokenizer', 'SubwordTokenizer', 'token_unit']
 
 # %% ../../nbs/data/02_tokenizer.ipynb #21b0c865
-import base64, html, io, marshal, os, random, re, signal, sys, warnings
+import base64, codecs, html, io, marshal, os, random, re, signal, sys, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -158,6 +158,12 @@ class Characters:
     )->str:
         "The text that was taken apart."
         return ''.join(tokens)
+
+    def joined(self,
+        parts:Iterable[Iterable[str]], # Characters, some at a time
+    )->Iterator[str]:
+        "The text that was taken apart, as it comes."
+        return map(''.join, parts)
 
     def check(self,
         tokens:Iterable[str], # Tokens from elsewhere
@@ -370,6 +376,16 @@ _byte_pieces = {f'<0x{i:02X}>': bytes([i]) for i in range(256)}
 def _as_bytes(text): return [f'<0x{o:02X}>' for o in text.encode()]
 
 
+def _joined(parts):
+    "The text of pieces that come in several parts, without the space in front."
+    decode,begun = codecs.getincrementaldecoder('utf-8')('replace').decode, False
+    for pieces in chain(parts, [None]):
+        raw = b''.join(_byte_pieces.get(o) or o.replace('▁', ' ').encode() for o in pieces or ())
+        text = decode(raw, final=pieces is None)
+        yield text if begun else text.removeprefix(' ')
+        begun = begun or text != ''
+
+
 def _cut(spm, text):
     "The pieces of `text`; what reads like a space or a special token goes to bytes."
     pieces = []
@@ -428,8 +444,13 @@ class Subwords:
         pieces:Iterable[str], # As they were cut, or as a model wrote them
     )->str:
         "The text that was cut. Bytes that are no character, which a model may write, become `�`."
-        raw = b''.join(_byte_pieces.get(o) or o.replace('▁', ' ').encode() for o in pieces)
-        return raw.decode(errors='replace').removeprefix(' ')
+        return ''.join(_joined([pieces]))
+
+    def joined(self,
+        parts:Iterable[Iterable[str]], # Pieces, some at a time
+    )->Iterator[str]:
+        "The text that was cut, as it comes; the bytes of a character wait until it is whole, or the text ends."
+        return _joined(parts)
 
     def check(self,
         tokens:Iterable[str], # Tokens from elsewhere
@@ -563,6 +584,24 @@ def _check_splitter(word_tok):
     raise TypeError(f"{shown} is no tokenizer: give an object that splits a text, such as {cure}.")
 
 # %% ../../nbs/data/02_tokenizer.ipynb #ce5a0d81
+def _detokenize(self,
+    tokens:Iterable[str], # As this tokenizer gave them, or a language model
+)->str:                   # Readable text
+    "Tokens back to text: characters and subwords exactly, words by the function `detokenize`."
+    if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
+    return self.word_tok.join(o for o in tokens if o not in _silent)
+
+
+def _detokenized(self,
+    parts:Iterable[Iterable[str]], # The tokens of one text, some at a time
+)->Iterator[str]:                  # Pieces, of which some may be empty; joined, what `detokenize` gives
+    "Readable text while its tokens come. (What has `join` but not `joined` is shown when all have come.)"
+    if not hasattr(self.word_tok, 'join'): return detokenized(parts)
+    parts = ([o for o in tokens if o not in _silent] for tokens in parts)
+    if hasattr(self.word_tok, 'joined'): return self.word_tok.joined(parts)
+    return (self.word_tok.join(tokens) for tokens in [chain.from_iterable(parts)])
+
+# %% ../../nbs/data/02_tokenizer.ipynb #773994c2
 class Tokenizer:
     "Text to tokens: `rules`, then words, then `post_rules` for each token."
     def __init__(self,
@@ -629,12 +668,7 @@ class Tokenizer:
         "An error if one of `tokens` can plainly not come from this tokenizer."
         if hasattr(self.word_tok, 'check'): self.word_tok.check(tokens)
 
-    def detokenize(self,
-        tokens:Iterable[str], # As this tokenizer gave them, or a language model
-    )->str:                   # Readable text
-        "Tokens back to text: characters and subwords exactly, words by the function `detokenize`."
-        if not hasattr(self.word_tok, 'join'): return detokenize(tokens)
-        return self.word_tok.join(o for o in tokens if o not in _silent)
+    detokenize,detokenized = _detokenize,_detokenized
 
     def to_dict(self)->dict: # Plain JSON
         "Everything that is needed to make this tokenizer again."
@@ -673,25 +707,28 @@ def _repeat(joined_by, n, word):
     return joined_by.join([word] * min(n, 1000))
 
 # %% ../../nbs/data/02_tokenizer.ipynb #bbd1cc87
-def _without_marks(tokens):
-    "The words of `tokens`, with what the special tokens say about them done to them."
+def _without_marks(parts):
+    "For each part of a text's tokens its words, with what the special tokens, also of earlier parts, say of them done."
     marks,counted = [], None # what to do to the next word; the token before, if a number should follow it
-    for token in tokens:
-        if counted and token.isdecimal(): marks.append(partial(_repeat, _counted[counted], int(token[:4])))
-        elif token in _undo: marks.append(_undo[token])
-        elif token not in _silent and token not in _counted:
-            word = token.replace('▁', ' ')
-            for mark in reversed(marks): word = mark(word)
-            marks = []
-            if word: yield word
-        counted = token if token in _counted else None
+    for tokens in parts:
+        words = []
+        for token in tokens:
+            if counted and token.isdecimal(): marks.append(partial(_repeat, _counted[counted], int(token[:4])))
+            elif token in _undo: marks.append(_undo[token])
+            elif token not in _silent and token not in _counted:
+                word = token.replace('▁', ' ')
+                for mark in reversed(marks): word = mark(word)
+                marks = []
+                if word: words.append(word)
+            counted = token if token in _counted else None
+        yield words
 
 
 def decode_spec_tokens(
     tokens:Iterable[str], # As a `Tokenizer` gave them, or a language model
 )->list[str]:             # Fewer: the special tokens are gone
     "The words, with what the special tokens say about them done to them; their spaces are not looked at."
-    return list(_without_marks(tokens))
+    return next(_without_marks([tokens]))
 
 # %% ../../nbs/data/02_tokenizer.ipynb #7512899f
 _no_space_before = set('.,;:!?%)]}…’”') | set("n't n’t 's ’s 're ’re 've ’ve 'll ’ll 'd ’d 'm ’m ''".split())
@@ -710,22 +747,40 @@ def _quote_opens(word, before, is_open):
     return True
 
 # %% ../../nbs/data/02_tokenizer.ipynb #5336f322
+def _printed(word, before, is_open, glue):
+    "`word` with the space that stands before it after the word `before`, and whether there is none behind it."
+    opens = _quote_opens(word, before, is_open)
+    closes = word in ('"', "'") and not opens
+    alone = word in _no_space_around or word.isspace()
+    habit = word[0] if len(set(word)) == 1 else word.lower() # !!! is printed as ! is
+    inside = _no_blanks(before[-1:] + word[:1])
+    space = '' if glue or closes or alone or inside or habit in _no_space_before else ' '
+    return space + word, opens or alone or habit in _no_space_after
+
+
+def detokenized(
+    parts:Iterable[Iterable[str]], # The tokens of one text, some at a time
+)->Iterator[str]:                  # For each part what it adds; joined, what `detokenize` gives for all tokens
+    "Readable text while its tokens come, each of which is looked at once."
+    before,is_open,glue,begun,rest = '', set(), True, False, '' # glue: no space before what comes next
+    for words in _without_marks(parts):
+        printed = [rest]
+        for word in words:
+            text,glue = _printed(word, before, is_open, glue)
+            printed.append(text)
+            before = word
+        text = ''.join(printed) if begun else ''.join(printed).lstrip()
+        shown = text.rstrip()
+        begun,rest = begun or shown != '', text[len(shown):]
+        yield shown
+
+
 def detokenize(
     tokens:Iterable[str], # As a `Tokenizer` gave them, or a language model
 )->str:                   # Readable text
     "Undo what can be undone: the special tokens, and the spaces that tokenising brought."
     if isinstance(tokens, str): raise TypeError(f'{tokens!r:.40} is a string: give a list, such as tokens.split().')
-    parts,is_open,glue = [''], set(), True # glue: no space before what comes next
-    for word in _without_marks(tokens):
-        opens = _quote_opens(word, parts[-1], is_open)
-        closes = word in ('"', "'") and not opens
-        alone = word in _no_space_around or word.isspace()
-        habit = word[0] if len(set(word)) == 1 else word.lower() # !!! is printed as ! is
-        inside = _no_blanks(parts[-1][-1:] + word[:1])
-        if not (glue or closes or alone or inside or habit in _no_space_before): parts.append(' ')
-        parts.append(word)
-        glue = opens or alone or habit in _no_space_after
-    return ''.join(parts).strip()
+    return next(detokenized([tokens]))
 
 # %% ../../nbs/data/02_tokenizer.ipynb #9f1b5413
 class CharTokenizer(Tokenizer):

@@ -261,9 +261,20 @@ def generate_batch(
 
 # %% ../../nbs/lm/41_generate.ipynb #24cf15b1
 class _Beam(NamedTuple):
-    ids:list; logps:list; rank:float; ended:bool
-    def score(self, alpha): return self.rank / max(len(self.ids), 1)**alpha
-    def grown(self, word, logp, rank, ended): return _Beam(self.ids + [word], self.logps + [logp], rank, ended)
+    before:'_Beam'; word:int; logp:float; n:int; rank:float; ended:bool
+    def score(self, alpha): return self.rank / max(self.n, 1)**alpha
+    def grown(self, word, logp, rank, ended): return _Beam(self, word, logp, self.n + 1, rank, ended)
+
+    def whole(self):
+        "The continuation whose last word this is."
+        beam,words = self, []
+        while beam.n:
+            words.append((beam.word, beam.logp))
+            beam = beam.before
+        return Generated([word for word, _ in reversed(words)], [logp for _, logp in reversed(words)])
+
+
+_no_words = _Beam(None, None, 0., 0, 0., False)
 
 
 def _expand(live, logps, scores, stop, beam_sz):
@@ -290,7 +301,7 @@ def beam_search(
     check_n_words(n_words)
     positive_int(beam_sz, 'beam_sz')
     if not 0 <= length_penalty < math.inf: raise ValueError(f"length_penalty={length_penalty} must be 0 or more.")
-    device,beams,state = next(model.parameters()).device, [_Beam([], [], 0., False)], None
+    device,beams,state = next(model.parameters()).device, [_no_words], None
     for step in range(n_words):
         live,ended = [b for b in beams if not b.ended], [(b, None) for b in beams if b.ended]
         if not live: break
@@ -298,13 +309,17 @@ def beam_search(
             if not step:
                 logits,state = _read_prompts(model, [ids], device)
                 for name, given in (('stop', stop), ('forbidden', forbidden)): _check_ids(given, logits.shape[-1], name)
+                said = _Said([ids], logits.shape[-1], device, repetition_penalty)
             else:
-                out = model(torch.tensor([b.ids[-1:] for b in live], device=device), state)
+                words = torch.tensor([b.word for b in live], device=device)
+                out = model(words[:, None], state)
                 logits,state = model.logits(out.dropped[:, -1]), out.state
-            said = _Said([[*ids, *b.ids] for b in live], logits.shape[-1], device, repetition_penalty)
+                said.add(words)
             logps = logits.float().log_softmax(-1)
             scores = _without(penalise(logps, said.mask, repetition_penalty), list(forbidden))
             found = [*ended, *_expand(live, logps, scores, stop, beam_sz)]
             best = sorted(found, key=lambda o: o[0].score(length_penalty), reverse=True)[:beam_sz]
-            state,beams = _rows(state, [row for b, row in best if not b.ended]), [b for b, _ in best]
-    return [Generated(b.ids, b.logps) for b in beams]
+            beams,rows = [b for b, _ in best], [row for b, row in best if not b.ended]
+            state = _rows(state, rows)
+            said.keep(rows)
+    return [b.whole() for b in beams]

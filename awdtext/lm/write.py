@@ -7,6 +7,7 @@ __all__ = ['text_law', 'prompt_tokens', 'Continuation', 'write', 'write_stream',
 
 # %% ../../nbs/lm/45_write.ipynb #6ba6f73c
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -126,22 +127,43 @@ def write_stream(
     n_words:int,                 # How many words to add
     law:Law,                     # How they are chosen
     seed:int|None=None,          # Seed of the draws; drawn from torch's global generator if None
+    within:Callable=nullcontext, # Makes the context in which a word is drawn, and left before it is given
 )->Iterator[str]:                # The prompt, then what is added
     "Go on with a text, piece by piece."
     if dls.backwards: raise ValueError("This model writes from the end of a text to its beginning: use predict.")
     check_n_words(n_words)
     prompt = prompt_tokens(text, dls)
-    return _pieces(prompt, steps(model, [_ids(prompt, dls)], n_words, law, [checked_seed(seed)]), dls)
+    growing = steps(model, [_ids(prompt, dls)], n_words, law, [checked_seed(seed)])
+    return _pieces(prompt, _each_within(within, growing), dls)
+
+
+def _each_within(within, items):
+    while True:
+        with within(): item = next(items, None)
+        if item is None: return
+        yield item
 
 
 def _pieces(prompt, growing, dls):
-    added,shown = [], ''
-    for grown in chain([()], growing):
-        added += [dls.vocab[word] for _, word, _ in grown]
-        now = _text(prompt + _shown(added), dls)
-        if len(now) > len(shown):
-            yield now[len(shown):]
-            shown = now
+    parts = chain([prompt], _shown_parts(growing, dls.vocab))
+    return filter(None, dls.tokenizer.detokenized(parts) if dls.tokenizer else _with_blanks(parts))
+
+
+def _shown_parts(growing, vocab):
+    "At each step the tokens that are to be shown: a mark waits for the next one, as the last is not shown."
+    waiting = []
+    for ((_, word, _),) in growing:
+        tokens = [*waiting, vocab[word]]
+        waiting = tokens[len(_shown(tokens)):]
+        yield _shown(tokens)
+
+
+def _with_blanks(parts):
+    "Lists of tokens as text: joined, they are the tokens joined by blanks."
+    begun = False
+    for tokens in parts:
+        yield ' ' * (begun and bool(tokens)) + ' '.join(tokens)
+        begun = begun or bool(tokens)
 
 # %% ../../nbs/lm/45_write.ipynb #c5380ff5
 def write_beam(
@@ -217,7 +239,7 @@ class LMWriter:
     )->Iterator[str]:                # The prompt, then piece by piece what follows; joined, what `predict` returns
         "Continue `text` while it is read."
         law = text_law(self.dls, temperature, min_p, no_unk, top_k, top_p, repetition_penalty, stop)
-        return write_stream(self.model, self.dls, text, n_words, law, seed)
+        return write_stream(self.model, self.dls, text, n_words, law, seed, self.averaged)
 
     def beam_search(self,
         text:str|list[str],          # Where to begin
