@@ -7,9 +7,12 @@ compare by bits per character; unknown words are cheap in them, so look at their
 it is told nothing, and what is advised before training, comes from this table.
 
     python benchmarks/presets.py --data DIR                # DIR holds imdb/{train,unsup}.csv.gz; half an hour a cell
+    python benchmarks/presets.py --data DIR --plan         # only measure how much each cell reads; nothing else may run
     python benchmarks/presets.py --data DIR --shard 1/2 &  # two processes that share the cells and the results file
     python benchmarks/presets.py --data DIR --shard 2/2
 
+A minute of CPU is worth less while other programs run: beside four of them a cell would have read a third less.
+So the cells are comparable if all were measured by one `--plan`; what is planned is read in whatever company.
 Each finished part is a line of the results file: the command can be stopped, and goes on where it was.
 """
 import argparse
@@ -52,10 +55,22 @@ def measure_draw(args, run, encoder):
     return {**run, 'accuracy': accuracy, 'cpu_minutes': (process_time() - began) / 60, 'machine': machine()}
 
 
+def encoder_of(args, name): return (args.work / f"{name.replace(' ', '-').replace(',', '')}.safetensors").resolve()
+
+
+def plan(args, names):
+    "Measure what the cells read, one right after the other."
+    for name in names:
+        how = arguments(args, name)
+        planned = q.reading_plan(how, encoder_of(args, name), q.read_texts(how)[0])
+        print(f"{name}: {planned['tokens_per_second']:,.0f} tokens a second, {planned['reviews']:,} reviews "
+              f"{planned['n_epoch']} time(s)", flush=True)
+
+
 def finish(args, name):
     "What is not done of a cell."
     lm = {'cell': name, 'settings': [*cells[name]], 'minutes': args.minutes, 'part': 'language model'}
-    encoder = (args.work / f"{name.replace(' ', '-').replace(',', '')}.safetensors").resolve()
+    encoder = encoder_of(args, name)
     if not earlier(read_results(args.results), lm) or not encoder.exists():
         write_result(args.results, q.train_lm(arguments(args, name), lm, encoder))
     for draw in range(args.draws):
@@ -86,6 +101,7 @@ def parse(argv=None):
     p.add_argument('--data', type=Path, help='folder that holds imdb')
     p.add_argument('--minutes', type=float, default=20., help='CPU minutes of a language model')
     p.add_argument('--draws', type=int, default=3, help='how often labels are drawn')
+    p.add_argument('--plan', action='store_true', help='only measure how much each cell reads in its time')
     p.add_argument('--shard', type=shard, default=(1, 1), metavar='I/N', help='do the I-th part of N')
     p.add_argument('--results', type=Path, default=results_file)
     p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()) / 'awdtext_presets',
@@ -102,7 +118,9 @@ def main(argv=None):
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     first,n = args.shard
-    for name in [*cells][first - 1::n]: finish(args, name)
+    names = [*cells][first - 1::n]
+    if args.plan: return plan(args, names)
+    for name in names: finish(args, name)
     print('\n' + report(read_results(args.results), args))
 
 

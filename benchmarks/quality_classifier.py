@@ -118,16 +118,21 @@ def read_texts(args):
     return texts[n_valid:], texts[:n_valid]
 
 
+def reading_plan(args, encoder, texts):
+    "How much is read; measured once, and kept beside the encoder, since another measurement would say something else."
+    file = encoder.with_suffix('.json')
+    if not file.exists():
+        seed_all(seed)
+        n,n_epoch,speed = affordable(args, texts)
+        file.write_text(json.dumps({'reviews': n, 'n_epoch': n_epoch, 'tokens_per_second': speed}))
+    return json.loads(file.read_text())
+
+
 def train_lm(args, run, encoder):
     "Train the language model, and save its encoder. A command that was stopped goes on."
     began,clock = process_time(), Clock()
     texts,valid = read_texts(args)
-    plan = encoder.with_suffix('.json')                                          # goes on with what was planned
-    if not plan.exists():
-        seed_all(seed)
-        n,n_epoch,speed = affordable(args, texts)
-        plan.write_text(json.dumps({'reviews': n, 'n_epoch': n_epoch, 'tokens_per_second': speed}))
-    plan = json.loads(plan.read_text())
+    plan = reading_plan(args, encoder, texts)
     seed_all(seed)
     learn = lm_learner(args, texts[:plan['reviews']], valid, seed, clock)
     print(f"{learn.dls.summary()}; {plan}", flush=True)

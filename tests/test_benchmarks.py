@@ -170,6 +170,10 @@ def test_presets_share_their_cells_and_judge_on_reviews_of_their_own(data, tmp_p
     more = json.dumps(['--bs', '4', '--steps', '1'])
     args = ['--data', data, '--minutes', .004, '--draws', 2, '--labels', 30, '--unseen', 20, '--more', more,
             '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
+    planned = run('presets', *args, '--plan')
+    assert [line.split(':')[0] for line in planned.splitlines() if 'tokens a second' in line] == ['words', 'pieces']
+    assert not (tmp_path / 'r.jsonl').exists()
+    monkeypatch.setattr(p.q, 'affordable', lambda *args: pytest.fail("what was planned is measured again"))
     assert [row[0] for row in cells(run('presets', *args, '--shard', '2/2'))][-1:] == ['pieces']
     rows = cells(run('presets', *args))
     assert [row[0] for row in rows[-2:]] == ['words', 'pieces'] and float(rows[-1][5]) == 0       # no piece is unknown
