@@ -82,9 +82,11 @@ def sample(worker, i):
 
 # Rounds
 
-def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0, seldom=()):
+def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0, seldom=(), ahead=0):
     """`n` undisturbed samples of each worker, in turn, and how many were thrown away.
 
+    At each turn `ahead` samples that do not count come first: a virtual machine takes back the memory that a worker has
+    freed while others had their turns, and the first to ask for it again waits.
     Who was disturbed `patience` times keeps what it gets from there on. The order is reversed in every other round. The
     number of the first sample, after `warm` that do not count, is `first`. Who is in `seldom` is asked in the first and
     the last round alone.
@@ -95,6 +97,7 @@ def rounds(workers, n, quiet=.1, patience=20, warm=1, first=0, seldom=()):
     for i in range(n):
         for name in list(workers)[::1 if i % 2 == 0 else -1]:
             if name in seldom and 0 < i < n - 1: continue
+            for _ in range(0 if name in seldom else ahead): sample(workers[name], first + warm + i)
             while True:
                 time.sleep(.2)  # others' threads fall asleep
                 got = sample(workers[name], first + warm + i)

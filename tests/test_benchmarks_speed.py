@@ -107,6 +107,11 @@ def test_disturbed_samples_are_repeated_and_counted(load, monkeypatch):
     assert thrown == {'a': 1, 'b': 0} and not a.others and not b.others
     assert [who is a for who, _ in order] == [True, False, True, False, False, True, True, True, False]
     assert [got['others'] for got in kept['a']] == [0, .05, 0]
+    order.clear()
+    a,b = FakeWorker([0] * 6), FakeWorker([0] * 3)
+    kept,_ = m.rounds({'a': a, 'b': b}, 2, ahead=1, seldom=('b',))
+    assert [who is a for who, _ in order] == [True, True, True, False, False, True, True]
+    assert [len(kept[name]) for name in 'ab'] == [2, 2] and [got['seconds'] for got in kept['a']] == [3, 7]
     loud = FakeWorker([0, 1, 1, 1, 1, 1])
     kept,thrown = m.rounds({'a': loud}, 2, quiet=.1, patience=3)
     assert thrown == {'a': 3} and [got['others'] for got in kept['a']] == [1, 1]
