@@ -71,7 +71,7 @@ from awdtext.training.schedule import (LRFinder, ParamScheduler, flat_cos, minim
 from .training.sklearn_metrics import SklearnMetric
 from .training.tracking import Recorder, TerminateOnNaN
 from .tune import Tuning, tune
-from .ulmfit import ULMFiTSettings, ulmfit
+from .ulmfit import ULMFiTSettings, other_way, ulmfit
 
 pd = LazyModule('pandas')
 

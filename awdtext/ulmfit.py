@@ -85,8 +85,7 @@ class ULMFiTSettings:
                      'pseudo_ratio', 'pseudo_bs'):
             positive_int(getattr(self, name), name)
         for name in ('clas_bs', 'pseudo_bs'):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}=1: batch normalisation needs two documents to learn from.")
+            if getattr(self, name) == 1: raise ValueError(f"{name}=1: batch normalisation needs two documents.")
         for name in ('steps', 'pseudo_steps'): _check_steps(getattr(self, name), name)
         for name in ('lm_share', 'lm_valid_pct'):
             if not 0 < getattr(self, name) < 1:
@@ -687,7 +686,7 @@ def _said(figures, n):
     return ', '.join(one(name, value) for name, value in figures.items() if name != 'epochs')
 
 # %% ../nbs/57_ulmfit.ipynb #2cc236f1
-_judged_by_itself = 'these documents also chose passes, temperatures and what is averaged: fair figures need test='
+_judged_by_itself = 'these documents also chose passes, and what is fitted to them: fair figures need test='
 
 
 def recipe_card(
