@@ -9,7 +9,7 @@ alone, each at its own rate (`limits.py`), measured in the first and the last of
 stands beside its float32; the ratio of each of our columns is to fastai's float32. Figures in bfloat16 and int8 count
 only beside the quality that `quality_bf16.py` shows.
 
-    python benchmarks/speed.py --data DIR --fastai-python PYTHON      # wikitext-2 and imdb; an hour
+    python benchmarks/speed.py --data DIR --fastai-python PYTHON      # wikitext-2 and imdb; two hours
     python benchmarks/speed.py --data DIR --fastai-python PYTHON --only wt2 ptb --rounds 7
     python benchmarks/speed.py --table                                # the table of what has been measured
 
