@@ -487,6 +487,15 @@ def test_test_and_validation_texts_are_never_read(tmp_path):
     assert any('6 labelled texts taken out' in note for note in content['settings']['notes'])
 
 
+@pytest.mark.parametrize('seed', range(6))
+def test_both_parts_know_a_rare_one_of_several_labels(seed):
+    texts = [f'text {i}' for i in range(60)]
+    tags = [['common', 'rare'] if i % 20 == 0 else ['common'] if i % 3 else [] for i in range(60)]
+    data = split_data([], Docs(texts, tags), seed=seed)
+    assert [sum('rare' in row for row in part.labels) for part in (data.train, data.valid)] == [2, 1]
+    assert len(data.valid.texts) == 1 + 8 + 4                               # a fifth of 3, of 38 and of 19
+
+
 @pytest.mark.parametrize('seed', range(8))
 def test_a_text_with_two_labels_is_not_validated_on_and_trained_on(seed):
     "Each of its copies went where its label went, so that one could be trained on and the other validated."
