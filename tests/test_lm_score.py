@@ -202,6 +202,9 @@ def test_averages_are_what_every_way_uses(kind):
     usual = results_of(learn, texts)
     own = {k: v.clone() for k, v in with_pending_average(learn).model.state_dict().items()}
     same_results(results_of(learn, texts), usual)
+    if kind == 'lm':
+        loss = learn.evaluate(texts[:1]).loss
+        assert -learn.score(texts[:1])[0].logp / 11 == pytest.approx(loss, abs=1e-5)
     assert not learn.average.swapped and all(torch.equal(v, own[k]) for k, v in learn.model.state_dict().items())
     learn.average = None
     changed = results_of(learn, texts)
