@@ -110,7 +110,7 @@ def for_each(
     "Texts for several readers."
     return tee(texts, n) if isinstance(texts, Iterator) else [texts] * n
 
-
+# %% ../nbs/49_ensemble.ipynb #c064ebf3
 class Parts:
     "Learners of one task: what ensembles of classifiers and of language models have in common."
     kind = None
@@ -327,7 +327,7 @@ def _scores_of_data(parts, part, bs):
     def docs(): return (dls.vocab.decode(corpus[i]) for i in range(len(corpus)))
     return _mean_scores([score_docs(one.model, one.dls, docs(), bs, one.averaged) for one in parts])
 
-
+# %% ../nbs/49_ensemble.ipynb #8d0b17b4
 class LMEnsemble(Parts, LMWriter):
     "Language models that score texts as one, by the mean of log-probabilities, and write if their direction is one."
     kind = 'language_model'

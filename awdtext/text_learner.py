@@ -209,7 +209,7 @@ class Encodes:
     def __getattr__(self, name):
         raise AttributeError(_not_here(self, name), name=name, obj=self)
 
-
+# %% ../nbs/50_text_learner.ipynb #baa3ff06
 def _not_here(learn, name):
     "Why `learn` lacks what learners of the other kind have."
     if learn.kind == 'classifier' and hasattr(LMLearner, name):
