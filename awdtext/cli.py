@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'train_lm', 'tune', 'train_classifier', 'ulmfit', 'evalua
            'usage', 'main']
 
 # %% ../nbs/58_cli.ipynb #4fd1d4af
-import csv, json, os, sys, traceback
+import csv, inspect, json, os, sys, traceback
 from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
@@ -266,6 +266,7 @@ def train_classifier(
     from awdtext.data.stream import positive_int
     from awdtext.models.awd_lstm import AWDLSTMConfig
     from awdtext.text_learner import text_classifier_learner
+    if encoder: _check_free(encoder, config=config, tokens=tokens, lang=lang, min_freq=min_freq, max_vocab=max_vocab)
     out,config,epochs = _place(out),AWDLSTMConfig.from_any(config).sizes(),positive_int(epochs, 'epochs')
     seed_all(seed)
     dls = _labelled_data(data, text_col, label_col, label_delim, valid_pct, seed=seed, bs=bs,
@@ -281,6 +282,15 @@ def train_classifier(
     if learn.interrupted: raise KeyboardInterrupt
 
 # %% ../nbs/58_cli.ipynb #c763337f
+def _check_free(encoder, **given):
+    "Raise if an option says what the encoder has decided: it would change nothing."
+    usual = inspect.signature(train_classifier).parameters
+    for name, value in given.items():
+        if value == usual[name].default: continue
+        raise ValueError(f"--{name.replace('_', '-')} {value}: size, tokens and vocabulary are those of {encoder}. "
+                         "Leave out this option, or --encoder.")
+
+
 def _reading(encoder, tokens, lang, min_freq, max_vocab, backwards):
     "Tokenizer, vocabulary and direction, as `TextDataLoaders` takes them."
     from awdtext.data.tokenizer import Tokenizer
@@ -338,6 +348,7 @@ def ulmfit(
     label_col:str='label',   # Column of the labels in a CSV
     label_delim:str=None,    # What separates several labels of a document
     class_weights:str=None,  # Of the loss, where some labels are rare: balanced, or one for each label, pos=5,neg=1
+    label_smoothing:float=0., # Of one label each: share of the target spread over all, from 0 to below 1
     no_probe:bool=False,     # Leave out the linear probe, which answers with the classifier where that is better
     pseudo_labels:int=0,     # Texts to which the classifier gives labels, for a second one to learn from
     tokens:str='words',      # What is read: words, subwords or chars
@@ -356,7 +367,8 @@ def ulmfit(
     train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
           label_delim=label_delim, backwards=ways[direction], valid=valid, valid_pct=valid_pct, test=test,
           minutes=minutes, config=config, lm_epochs=lm_epochs, drop_mult=drop_mult, class_weights=weights,
-          probe=not no_probe, pseudo_labels=pseudo_labels, tok_tfm=tokenizer, seed=seed, precision=precision)
+          label_smoothing=label_smoothing, probe=not no_probe, pseudo_labels=pseudo_labels, tok_tfm=tokenizer,
+          seed=seed, precision=precision)
 
 # %% ../nbs/58_cli.ipynb #d5325c5f
 def _plain_texts(path, columns):

@@ -34,6 +34,8 @@ from .text_learner import (TextClassifierLearner, language_model_learner, linear
     text_classifier_learner)
 from .training.calibration import CalibratedLoss
 from .training.checkpoint import read_bundle
+from .training.learner import listed
+from .training.losses import cross_entropy_loss
 from .training.monitors import EarlyStopping, KeepBest
 from .training.precision import choose_precision, supported
 from .training.resume import parse_every, plain
@@ -311,8 +313,8 @@ def other_way(
 # %% ../nbs/57_ulmfit.ipynb #60c91bd6
 class _Job:
     "The stages of a run, and what they share."
-    def __init__(self, data, run, ways, settings, how):
-        self.data,self.run,self.ways,self.settings,self.how = data, run, ways, settings, how
+    def __init__(self, data, run, ways, settings, how, cbs):
+        self.data,self.run,self.ways,self.settings,self.how,self.cbs = data, run, ways, settings, how, cbs
         self.out,self.since = run.file.parent, time.monotonic()
 
     @property
@@ -332,6 +334,10 @@ class _Job:
             bs=s.lm_bs, min_freq=s.min_freq, max_vocab=s.max_vocab, seed=self.how['seed'], path=self.out)
         dls.fields = self.how['fields']
         return dls
+
+    def callbacks(self, name):
+        "The user's callbacks of a training, one object each for all its steps."
+        return listed(self.cbs and self.cbs(name))
 
     def fit(self, fit, *args, checkpoint, cbs):
         "Train, or go on, or load what is trained; what the user interrupts ends here."
@@ -457,7 +463,7 @@ def _language_model(job, way):
     say(f"The {name}:\n{training_report(learn, job.plan['lm_epochs'])}")
     best = KeepBest()
     job.fit(learn.fit_one_cycle, job.plan['lm_epochs'], s.lm_lr, checkpoint=name.replace(' ', '_'),
-            cbs=[best, EarlyStopping(patience=s.lm_patience)])
+            cbs=[best, EarlyStopping(patience=s.lm_patience), *job.callbacks(name)])
     best.restore(learn)
     job.stage(name, partial(_lm_results, job, learn, way))
     job.report(learn, name)
@@ -495,11 +501,11 @@ def _label_block(data, y_block):
 def _targets(block, docs): return block.labeler(block.names(docs.labels, range(len(docs.labels))))
 
 
-def _weights(data, y_block, class_weights):
-    "The weight of each category, by its name. Raises, before an hour is spent, if they cannot be."
-    if class_weights is None: return None
+def _weights(data, y_block, class_weights, label_smoothing):
+    "The weight of each category, by its name. Raises, before an hour is spent, if there is no such loss."
     block = _label_block(data, y_block)
-    how = loss_settings(block.labeler, _targets(block, data.train), class_weights)
+    how = loss_settings(block.labeler, _targets(block, data.train), class_weights, label_smoothing)
+    if class_weights is None: return None
     (weights,) = (w for w in how.values() if torch.is_tensor(w))
     return dict(zip(map(label_text, block.labeler.categories), weights.tolist()))
 
@@ -516,8 +522,8 @@ def _classifier_learner(job, way, train, bs, make=text_classifier_learner, **own
     dls.fields = job.how['fields']
     weights = job.how['class_weights']
     return make(dls, seq_len=s.seq_len, pretrained=encoder, drop_mult=job.how['drop_mult'],
-                class_weights=weights and list(weights.values()), path=job.out, model_dir='.',
-                precision=job.how['precision'], **own)
+                class_weights=weights and list(weights.values()), label_smoothing=job.how['label_smoothing'],
+                path=job.out, model_dir='.', precision=job.how['precision'], **own)
 
 # %% ../nbs/57_ulmfit.ipynb #121e5fcf
 def _classifier(job, way):
@@ -535,11 +541,12 @@ def _take_steps(job, learn, steps, name):
     "Gradual unfreezing; the best weights of all steps stay, calibrated. Returns their temperature."
     usual,figure = learn.metrics, _watch(learn)
     best,n_groups = KeepBest(figure, reset_on_fit=False), len(learn.splitter(learn.model))
+    always = [best, *job.callbacks(name)]
     for i, (group, n, lr) in enumerate(steps, 1):
         seed_all(job.how['seed'] + i)
         begin_stage(learn.recorder, i)
         learn.freeze_to(group)
-        cbs = [best] + [EarlyStopping(figure, patience=job.settings.clas_patience)] * (i == len(steps))
+        cbs = always + [EarlyStopping(figure, patience=job.settings.clas_patience)] * (i == len(steps))
         _fit_step(job, learn, n, job.settings.rates(group, lr, n_groups), f"{name.replace(' ', '_')}/{i}", cbs)
     best.restore(learn)
     begin_stage(learn.recorder, 0)
@@ -696,6 +703,7 @@ def recipe_card(
     how,plan = content['settings'], content['plan']
     rows = [('data', how['counts']), *(('', note) for note in how['notes']), ('labels', how['labels'])]
     if how['how']['class_weights']: rows += [('class weights', _listed(how['how']['class_weights']))]
+    if how['how']['label_smoothing']: rows += [('label smoothing', f"{how['how']['label_smoothing']:g}")]
     rows += [('leaks', f'{n:,} of {of:,} {name} documents are nearly the same as a text trained on')
              for name, (n, of) in content['leaks'].items()]
     rows += [('model', f"{_size(AWDLSTMConfig.from_any(plan['config']))}; products in {how['how']['precision']}")]
@@ -824,6 +832,7 @@ def ulmfit(
     lm_epochs:int|None=None,       # Passes of the language model at most; None: as there is time
     drop_mult:float=.1,            # Multiplies the classifier's dropouts
     class_weights=None,            # Of the classifier's loss: 'balanced', a dict of category -> weight, or numbers
+    label_smoothing:float=0.,      # Of one label each: share of the target spread over all, in [0, 1)
     probe:bool=True,               # Fit a linear probe, too, and answer by the mean of both where that is better
     pseudo_labels:int=0,           # Texts that get labels by what is trained so far, for a second classifier
     tok_tfm=None,                  # A `Tokenizer`, or what splits words; None: spaCy's English
@@ -831,22 +840,24 @@ def ulmfit(
     settings:ULMFiTSettings=ULMFiTSettings(), # All other numbers
     precision:str|None=None,       # `'fp32'` or `'bf16'`; None: bfloat16 where the processor has products in it
     every:str='5min',              # How often a checkpoint is written
+    cbs=None,                      # From a training's name, like 'forward classifier', to its callbacks
 )->TextClassifierLearner|Ensemble:           # The classifier, or the mean of several. Its `card` tells how it was made
     "Language model and classifier in one call (ULMFiT, Howard and Ruder 2018), with a recipe card."
     ways,columns = _ways(backwards), (text_col, label_col, label_delim, y_block)
     _check_place(out, settings, config)
     how = _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels,
-                   probe)
+                   probe, label_smoothing, cbs)
     valid,test = (None if part is None else read_labelled(part, *columns) for part in (valid, test))
     labelled,how['fields'] = read_labelled(labelled, *columns), _text_fields(labelled, text_col)
     _check_fields((labelled, valid, test), how['fields'])
     data = split_data(read_texts(texts, text_col), labelled, valid, test, valid_pct, seed, y_block, settings)
-    how['class_weights'] = _weights(data, y_block, class_weights)
+    how['class_weights'] = _weights(data, y_block, class_weights, label_smoothing)
     if pseudo_labels: _check_pseudo_labels(pseudo_labels, data, y_block)
-    return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how))
+    return _carry_out(_Job(data, _run(data, out, ways, settings, how), ways, settings, how, cbs))
 
 # %% ../nbs/57_ulmfit.ipynb #4f3ce614
-def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels, probe):
+def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tfm, precision, pseudo_labels, probe,
+             label_smoothing, cbs):
     "How all is trained, by name. Raises if something cannot be."
     parse_every(every)
     if not (hasattr(minutes, '__float__') and 0 < minutes < math.inf):
@@ -854,12 +865,15 @@ def _checked(config, lm_epochs, minutes, drop_mult, seed, y_block, every, tok_tf
     if seed != 0: positive_int(seed, 'seed')
     if pseudo_labels != 0: positive_int(pseudo_labels, 'pseudo_labels')
     if not isinstance(probe, bool): raise ValueError(f"probe={probe!r}: use True or False.")
+    if cbs is not None and not callable(cbs): raise TypeError(
+        "cbs makes new callbacks for each training: give lambda name: [CSVLogger(f'{name}.csv')], say.")
     AWDLSTMConfig.from_any(awd_lstm_clas_config).scaled(drop_mult)             # raises before an hour is spent
+    cross_entropy_loss(label_smoothing=label_smoothing)                        # so does this
     if lm_epochs is not None: lm_epochs = positive_int(lm_epochs, 'lm_epochs')
     config = None if config is None else asdict(AWDLSTMConfig.from_any(config))
     return dict(config=config, lm_epochs=lm_epochs, minutes=minutes, drop_mult=drop_mult, seed=seed, y_block=y_block,
                 every=every, tok_tfm=make_tokenizer(tok_tfm, None), pseudo_labels=pseudo_labels, probe=probe,
-                precision=_precision(precision))
+                precision=_precision(precision), label_smoothing=label_smoothing)
 
 # %% ../nbs/57_ulmfit.ipynb #a2e06f10
 def _check_pseudo_labels(n, data, y_block):

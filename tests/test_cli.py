@@ -1032,7 +1032,8 @@ def test_options_of_ulmfit_reach_it(tmp_path, shell, monkeypatch):
             '--out', tmp_path / 'out', '--direction', 'backward', '--minutes', 7, '--config', 'laptop',
             '--lm-epochs', 4, '--valid-pct', .3, '--text-col', 'body', '--label-col', 'tag', '--label-delim', ';',
             '--class-weights', 'pet=1,wild=2,all=3', '--pseudo-labels', 5, '--tokens', 'chars', '--seed', 6,
-            '--valid', tmp_path / 'd.csv', '--no-probe', '--precision', 'bf16', '--drop-mult', .4]
+            '--valid', tmp_path / 'd.csv', '--no-probe', '--precision', 'bf16', '--drop-mult', .4,
+            '--label-smoothing', .1]
     assert 'Reached' in shell(*argv)[2]
     (how,) = seen
     for name, expected in (('labelled', rows), ('test', rows[:5]), ('valid', rows[5:9])):
@@ -1041,7 +1042,8 @@ def test_options_of_ulmfit_reach_it(tmp_path, shell, monkeypatch):
     assert how == dict(
         texts=['one line', 'another'], out=tmp_path / 'out', text_col=['body'], label_col='tag', label_delim=';',
         backwards=True, minutes=7., config='laptop', lm_epochs=4, valid_pct=.3, pseudo_labels=5, seed=6,
-        class_weights={'pet': 1., 'wild': 2., 'all': 3.}, probe=False, precision='bf16', drop_mult=.4)
+        class_weights={'pet': 1., 'wild': 2., 'all': 3.}, probe=False, precision='bf16', drop_mult=.4,
+        label_smoothing=.1)
     options = inspect.signature(COMMANDS['ulmfit']).parameters
     assert {f"--{name.replace('_', '-')}" for name in options} - {'--lang'} <= set(argv)    # of words, not characters
 
@@ -1123,6 +1125,15 @@ def test_the_direction_of_an_encoder_needs_no_option(made, tmp_path, shell):
         assert load_learner(tmp_path / str(i) / 'classifier').dls.backwards
     refused(shell(*argv, made / 'lm/encoder', '--backwards', '--out', tmp_path / 'no'),
             'reads texts forwards: leave out --backwards', tmp_path / 'no')
+
+
+@pytest.mark.parametrize('options', ['--config laptop', '--tokens chars', '--lang de', '--min-freq 2',
+                                     '--max-vocab 60000'])
+def test_what_the_encoder_has_decided_is_no_option(options, tmp_path, made, shell):
+    write(tmp_path, a=frame)
+    found = shell('train-classifier', '--data', tmp_path / 'a.csv', '--encoder', made / 'lm/encoder',
+                  '--out', tmp_path / 'out', *options.split())
+    refused(found, rf'{options}: size, tokens and vocabulary are those of .*encoder\. Leave out', tmp_path / 'out')
 
 
 @pytest.mark.parametrize('command,options,message', [

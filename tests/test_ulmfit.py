@@ -25,6 +25,7 @@ from awdtext.recipes import Results
 from awdtext.text_learner import TextClassifierLearner, load_learner
 from awdtext.training.calibration import fit_temperature
 from awdtext.training.learner import Learner
+from awdtext.training.loggers import CSVLogger
 from awdtext.training.monitors import EarlyStopping, KeepBest
 from awdtext.training.precision import supported
 from awdtext.ulmfit import Docs, ULMFiTSettings, split_data, ulmfit
@@ -467,6 +468,72 @@ def test_class_weights_that_cannot_be_leave_nothing(tmp_path, y, weights, messag
     how = {**quick, 'y_block': RegressionSetup if y is not labels else None}
     with pytest.raises(ValueError, match=message):
         ulmfit(more, (reviews, y), tmp_path / 'run', class_weights=weights, **how)
+    assert not (tmp_path / 'run').exists()
+
+
+# What else the classifier's loss and the trainings are told
+
+def test_label_smoothing_is_in_loss_card_and_file(tmp_path):
+    how = {**quick, 'probe': True, 'label_smoothing': .2}
+    learn = ulmfit(more, (reviews, labels), tmp_path, **how)
+    parts = learn.parts if type(learn) is Ensemble else [learn]
+    assert all(part.loss_func.settings['label_smoothing'] == .2 for part in parts)
+    assert 'label smoothing         0.2\n' in learn.card
+    there = load_learner(tmp_path / 'classifier')
+    assert there.card == learn.card and there.loss_func.settings == learn.loss_func.settings
+    probs,targets = learn.get_preds()
+    expected = F.cross_entropy(probs.log(), targets, label_smoothing=.2).item()   # the log is a score as good as any
+    assert learn.validate()[0] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match='holds another run'):
+        ulmfit(more, (reviews, labels), tmp_path, **{**how, 'label_smoothing': .1})
+
+
+@pytest.mark.parametrize(('y', 'smoothing', 'message'), [
+    (labels, 1., 'label_smoothing=1.0: use 0 or more'), (labels, -.1, 'label_smoothing=-0.1'),
+    ([[label] for label in labels], .1, 'with one label each'), ([float(i) for i in range(72)], .1, 'have numbers')])
+def test_smoothing_that_cannot_be_leaves_nothing(tmp_path, y, smoothing, message):
+    how = {**quick, 'y_block': RegressionSetup if isinstance(y[0], float) else None}
+    with pytest.raises(ValueError, match=message):
+        ulmfit(more, (reviews, y), tmp_path / 'run', label_smoothing=smoothing, **how)
+    assert not (tmp_path / 'run').exists()
+
+
+def record_of(file): return pd.read_csv(file).drop(columns=['time', 'tokens/s', 'docs/s'], errors='ignore')
+
+
+@pytest.mark.parametrize('at', [8, 40, 64])
+def test_callbacks_of_each_training(tmp_path, monkeypatch, at):
+    "Each has its own, for all its steps; a run that goes on writes what one that was not stopped does."
+    names = []
+    def cbs(name):
+        names.append(name)
+        return CSVLogger(f'{name}.csv')
+    whole = ulmfit(more, (reviews, labels), tmp_path / 'whole', cbs=cbs, every='2steps', **quick)
+    assert names == ['forward language model', 'forward classifier']
+    assert not any(isinstance(cb, CSVLogger) for cb in whole.cbs), "the learner that is returned would write on"
+    describe_as_kept(monkeypatch)
+    Stops.steps,Stops.at,Stops.how = 0, at, 'dies'
+    with pytest.raises(RuntimeError, match='killed'):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', cbs=cbs, every='2steps', **quick)
+    Stops.at = None
+    assert torch.equal(probabilities(ulmfit(more, (reviews, labels), tmp_path / 'run', cbs=cbs, every='2steps',
+                                            **quick)), probabilities(whole))
+    for name, n in (('forward language model', 2), ('forward classifier', 1 + 1 + 3)):
+        one,other = (record_of(tmp_path / f'{run}/{name}.csv') for run in ('whole', 'run'))
+        assert len(one) == n
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_callbacks_may_change_from_call_to_call(both):
+    _,out = both
+    made = []
+    ulmfit(more, (reviews, labels), out, backwards='both', cbs=made.append, **quick)
+    assert made == [], "nothing was left to train"
+
+
+def test_callbacks_are_made_for_each_training(tmp_path):
+    with pytest.raises(TypeError, match='cbs makes new callbacks for each training'):
+        ulmfit(more, (reviews, labels), tmp_path / 'run', cbs=[CSVLogger()], **quick)
     assert not (tmp_path / 'run').exists()
 
 
