@@ -2760,7 +2760,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'awdtext.ulmfit._targets': ('ulmfit.html#_targets', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._text_fields': ('ulmfit.html#_text_fields', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._tfidf': ('ulmfit.html#_tfidf', 'awdtext/ulmfit.py'),
-                                'awdtext.ulmfit._tfidf_row': ('ulmfit.html#_tfidf_row', 'awdtext/ulmfit.py'),
+                                'awdtext.ulmfit._tfidf_rows': ('ulmfit.html#_tfidf_rows', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._time': ('ulmfit.html#_time', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._train_valid': ('ulmfit.html#_train_valid', 'awdtext/ulmfit.py'),
                                 'awdtext.ulmfit._watch': ('ulmfit.html#_watch', 'awdtext/ulmfit.py'),

@@ -624,6 +624,13 @@ def test_card_has_tfidf_for_comparison(both):
     assert found == {'accuracy': 1.} and 'TF-IDF, for comparison  validation accuracy 1.0000 ± 0.0000' in learn.card
 
 
+@pytest.mark.parametrize('ours', [.9, 1.])
+def test_card_says_what_helps_where_tfidf_is_ahead(both, ours):
+    content = json.loads((both[1] / 'results.json').read_text())
+    content['figures']['validation']['accuracy'] = ours
+    assert ('it is ahead: more text and time help' in module.recipe_card(content)) == (ours < 1)
+
+
 def test_comparison_is_an_ordinary_logistic_regression_on_words_and_pairs(tmp_path):
     "Labels of half of the reviews are wrong, so that something is left to get wrong."
     noisy = [('neg', 'pos')[i % 3 == 0] if i % 2 else label for i, label in enumerate(labels)]
