@@ -97,6 +97,14 @@ def test_what_is_not_pooled_runs_without_a_graph():
     assert not any(graph for graph, _ in seen)
 
 
+def test_windows_that_learn_share_one_lookup():
+    "Its gradient is as large as the vocabulary. The others are looked up when they are read, so memory does not grow."
+    enc,seen = AWD_LSTM(VOCAB_SZ, **TINY), []
+    enc.embedding.emb.register_forward_hook(lambda m, args, out: seen.append((out.requires_grad, out[..., 0].numel())))
+    SentenceEncoder(enc, seq_len=4, max_len=6)(*batch(documents(20, 3)))
+    assert seen == [(True, 2*4 + 4 + 4), (False, 4), (False, 4)]
+
+
 def test_only_rows_that_go_on_are_computed():
     enc,rows = AWD_LSTM(VOCAB_SZ, **TINY), []
     enc.register_forward_hook(lambda m, args, out: rows.append(tuple(out.raw.shape[:2])))

@@ -210,15 +210,17 @@ class AWD_LSTM(nn.Module):
         ids:Tensor,       # Token ids, (bs, seq_len)
         state:tuple=None, # What the last window left; zeros if None
         starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
+        found:Tensor=None,  # Embeddings of `ids`, (seq_len, bs, emb_sz), where they are looked up already
     )->EncoderOutput:     # Output of the last layer, and the new state
         "Read the window `ids` from `state`."
-        return self.run_layers(self.embed(ids), state, starts)
+        return self.run_layers(self.embed(ids, found), state, starts)
 
     def embed(self,
-        ids:Tensor, # Token ids, (bs, seq_len)
-    )->Tensor:      # (bs, seq_len, emb_sz); memory is time first
+        ids:Tensor,         # Token ids, (bs, seq_len)
+        found:Tensor=None,  # Their embeddings, (seq_len, bs, emb_sz), where they are looked up already
+    )->Tensor:              # (bs, seq_len, emb_sz); memory is time first
         "What the first layer is given: embeddings, after their dropout."
-        return self.input_dp(self.embedding(ids.t()).transpose(0, 1))
+        return self.input_dp(self.embedding(ids.t(), found).transpose(0, 1))
 
     def run_layers(self,
         x:Tensor,         # Embedded tokens, (bs, seq_len, emb_sz)

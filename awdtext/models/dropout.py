@@ -92,12 +92,14 @@ class EmbeddingDropout(nn.Module):
         return self.emb.weight
 
     def forward(self,
-        ids:Tensor, # Token ids, of any shape
-    )->Tensor:      # Embedded tokens, (*ids.shape, emb_sz)
+        ids:Tensor,         # Token ids, of any shape
+        found:Tensor=None,  # `emb(ids)`, where that is known already
+    )->Tensor:              # Embedded tokens, (*ids.shape, emb_sz)
         "Look `ids` up, with some word types zeroed in training."
-        if not self.training or self.embed_p == 0: return self.emb(ids)
+        found = self.emb(ids) if found is None else found
+        if not self.training or self.embed_p == 0: return found
         mask = dropout_mask(self.weight, self.weight.shape[:1], self.embed_p)
-        return self.emb(ids) * mask[ids].unsqueeze(-1)
+        return found * mask[ids].unsqueeze(-1)
 
     def extra_repr(self): return f'embed_p={self.embed_p}'
 

@@ -22,20 +22,17 @@ def activation_reg(
     mask:Tensor|None=None,  # Positions that count, (bs, seq_len) bool; all of them if None
 )->Tensor:                  # Scalar to add to the training loss
     "`alpha` times the mean square of `dropped` (Merity et al. 2017, section 4.6)."
-    if mask is None: return alpha * mean_square(dropped)
-    return alpha * _masked_mean(dropped.float().pow(2), mask)
-
-
-def _masked_mean(x, mask):
-    return (x * mask[..., None]).sum() / (mask.sum().clamp(min=1) * x.shape[-1])
+    return alpha * mean_square(dropped, mask)
 
 
 def mean_square(
-    x:Tensor, # Of any shape and floating dtype
-)->Tensor:    # Scalar, in float32 or float64
+    x:Tensor,               # Of a floating dtype; of any shape where there is no mask, else (bs, seq_len, n)
+    mask:Tensor|None=None,  # Positions that count, (bs, seq_len) bool; all of them if None
+)->Tensor:                  # Scalar, in float32 or float64; 0 if no position counts
     "The mean of the squares of `x`, by way of its norm: no squares are stored, forward or backward."
+    if mask is not None: x = x * mask[..., None]
     norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
-    return norm * norm / x.numel()
+    return norm * norm / (x.numel() if mask is None else mask.sum().clamp(min=1) * x.shape[-1])
 
 # %% ../../nbs/training/20_losses.ipynb #c6925dd3
 def temporal_activation_reg(
@@ -45,8 +42,7 @@ def temporal_activation_reg(
 )->Tensor:                  # Scalar to add to the training loss
     "`beta` times the mean square of the differences of `raw` in time (Merity et al. 2017, section 4.6)."
     if raw.shape[1] < 2: return raw.new_zeros(())
-    if mask is None: return beta * mean_square(_Steps.apply(raw))
-    return beta * _masked_mean(_Steps.apply(raw).float().pow(2), mask[:, 1:] & mask[:, :-1])
+    return beta * mean_square(_Steps.apply(raw), None if mask is None else mask[:, 1:] & mask[:, :-1])
 
 
 class _Steps(torch.autograd.Function):
