@@ -29,9 +29,10 @@ def random_states()->dict: # For `set_random_states`
     "The states of python's, numpy's and torch's random generators, on every device."
     version,numbers,gauss = random.getstate()
     name,keys,*rest = np.random.get_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []    # asking would initialise it
     return {'python': [version, torch.tensor(numbers), gauss],
             'numpy': [name, torch.tensor(keys.astype(np.int64)), *rest],
-            'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+            'torch': torch.get_rng_state(), 'cuda': on_gpus}
 
 
 def set_random_states(
@@ -43,7 +44,8 @@ def set_random_states(
     name,keys,*rest = states['numpy']
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states['torch'].cpu())
-    if states['cuda']: torch.cuda.set_rng_state_all([state.cpu() for state in states['cuda']])
+    on_gpus = states['cuda'][:torch.cuda.device_count()]                               # perhaps of another machine
+    if on_gpus: torch.cuda.set_rng_state_all([state.cpu() for state in on_gpus])
 
 # %% ../nbs/00_core.ipynb #4b622fee
 def new_seed()->int: # Between 0 and 2**31 - 1
@@ -81,7 +83,7 @@ def to_device(
     device:torch.device|str, # Where the tensors go
 ):                          # The same structure on `device`
     "Move every tensor in `x` to `device`."
-    if isinstance(x, torch.Tensor): return x.to(device, non_blocking=True)
+    if isinstance(x, torch.Tensor): return x.to(device, non_blocking=torch.device(device).type != 'cpu')
     if isinstance(x, dict): return {k: to_device(v, device) for k, v in x.items()}
     if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(to_device(o, device) for o in x))
     if isinstance(x, (tuple, list)): return type(x)(to_device(o, device) for o in x)

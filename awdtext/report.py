@@ -72,7 +72,7 @@ class Pace(Callback):
 
     def after_batch(self, learn):
         "Look at the clock."
-        if learn.device.type == 'cuda': torch.cuda.synchronize()
+        if learn.device.type == 'cuda': torch.cuda.synchronize(learn.device)
         now = time.perf_counter()
         if self.n:
             self.seconds += now - self.last

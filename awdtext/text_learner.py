@@ -513,7 +513,7 @@ class LMLearner(LMReader, LMWriter, TextLearner):
         "Logits and targets, some hundred tokens at a time."
         known = self.y >= 0
         for hidden, y in zip(self.out.dropped[known].split(512), self.y[known].split(512)):
-            yield self.model.logits(hidden), y
+            yield _logits(self, hidden), y
 
     def fit_ntasgd(self,
         n_epoch:int,             # Passes of the first stage
@@ -545,7 +545,7 @@ class LMLearner(LMReader, LMWriter, TextLearner):
 
     def _advice(self, seconds): return _advice(self, seconds, len(self.dls.vocab))
 
-    def _said(self, n): return _likeliest(self.model.logits(self.out.dropped[:n]), self.y[:n], self.dls.vocab)
+    def _said(self, n): return _likeliest(_logits(self, self.out.dropped[:n]), self.y[:n], self.dls.vocab)
 
     @torch.no_grad()
     def get_preds(self,
@@ -565,12 +565,18 @@ class LMLearner(LMReader, LMWriter, TextLearner):
     def _log_probs(self, batch):
         self.x,self.y = to_device(batch, self.device)
         with self.precision.context(): self.forward()
-        return self.model.logits(self.out.dropped).log_softmax(-1).cpu(), self.y.cpu()
+        return _logits(self, self.out.dropped).log_softmax(-1).cpu(), self.y.cpu()
 
 # %% ../nbs/50_text_learner.ipynb #f7b27f3b
 def _window(x, state):
     "What the model is given: also where documents begin, if the loader tells."
     return (x, state) if torch.is_tensor(x) else (x.ids, state, x.starts)
+
+
+def _logits(learn, hidden):
+    "In float32 at least, whatever they are computed in."
+    with learn.precision.context(): logits = learn.model.logits(hidden)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _in_order(columns, with_loss):

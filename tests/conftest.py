@@ -13,7 +13,9 @@ root = Path(__file__).parent.parent
 
 def pytest_configure(config):
     """Two threads unless told otherwise: sums come out the same on every machine, and many would slow small models.
+    A GPU is seen by those alone who ask for `-m gpu`, or learners would go there by default.
     Ctrl-C is heard, by the processes that tests start too: a job in a shell's background is born deaf to it."""
+    if 'not gpu' in config.option.markexpr: os.environ['CUDA_VISIBLE_DEVICES'] = ''
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(min(2, os.cpu_count() or 1))
 

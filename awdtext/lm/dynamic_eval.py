@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.stream import positive_int
-from .evaluate import GridPoint, LMScore, best_first, grid_values, windows
+from .evaluate import GridPoint, LMScore, all_bits, best_first, grid_values, windows
 from .neural_cache import CacheTally, NeuralCache
 
 # %% ../../nbs/lm/43_dynamic_eval.ipynb #c9617973
@@ -59,7 +59,7 @@ def gradient_statistics(
     copy = free_copy(model)
     params = dict(copy.named_parameters())
     squares,n = {name: torch.zeros_like(p) for name, p in params.items()}, 0
-    with torch.enable_grad():
+    with torch.enable_grad(), all_bits(copy):
         for out, y in windows(copy, ids, bs, bptt, label='gradient statistics'):
             grads = _gradients(copy.loss(out.dropped, y), params.values())
             for total, g in zip(squares.values(), grads): total.addcmul_(g, g)
@@ -124,7 +124,7 @@ def dynamic_evaluate(
     trained,moving = list(model.parameters()),list(copy.parameters())
     by_weight = rates({name: stats[name].to(p) for name, p in model.named_parameters()}, settings)
     tally,nats,n_tokens = cache and CacheTally([cache.window], [cache.theta], [cache.lam]), 0., 0
-    with torch.enable_grad():
+    with torch.enable_grad(), all_bits(copy):
         for out, y in windows(copy, ids, 1, bptt, state, 'evaluating dynamically', starts):
             loss = copy.loss(out.dropped, y)
             nats,n_tokens = nats + float(loss.detach()) * y.numel(), n_tokens + y.numel()

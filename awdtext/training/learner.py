@@ -526,8 +526,8 @@ class Learner(Loop):
         for batch in progress(dl, len(dl) if hasattr(dl, '__len__') else 0, 'predicting'):
             self.x,self.y = to_device(batch, self.device)
             with self.precision.context(): self.forward()
-            loss = self.loss_func(self.preds, self.y, reduction='none') if with_loss else None
-            preds = self.preds if self.preds.dtype == torch.float64 else self.preds.float()
+            preds = self.preds.to(torch.promote_types(self.preds.dtype, torch.float32))
+            loss = self.loss_func(preds, self.y, reduction='none') if with_loss else None
             row = self.loss_func.activation(preds), self.y, loss
             rows.append([None if o is None else o.cpu() for o in row])
         order = getattr(dl, 'order', None)

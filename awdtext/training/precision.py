@@ -26,7 +26,8 @@ def supported(
         raise ValueError(f"precision={name!r}: use 'fp32', 'fp16' or 'bf16' ('int8' is for a classifier's "
                          "predictions).")
     if name == 'fp32': return True
-    if device.type == 'cuda': return name == 'fp16' or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == 'cuda':
+        with torch.cuda.device(device): return name == 'fp16' or torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities() if device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') else {}
     return name == 'bf16' and bool(has.get('avx512_bf16') or has.get('amx_bf16'))
 

@@ -158,7 +158,7 @@ class StepTimer(Callback):
 # %% ../../nbs/training/34_profile.ipynb #96e6a59f
 def _now(device):
     "Seconds, when `device` has done what it was told."
-    if device.type == 'cuda': torch.cuda.synchronize()
+    if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

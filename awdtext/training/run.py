@@ -14,7 +14,7 @@ from .. import __version__
 from ..core import random_states, say, set_random_states, to_device
 from .callback import CancelFitException
 from .checkpoint import load_opt_state, opt_state
-from .metrics import RunningMean
+from .metrics import RunningMean, stacked
 from .optim import resume_average
 from .resume import RunFolder, describe, plain
 
@@ -117,12 +117,12 @@ _SUMS = 'means','counts','weights'
 
 def _packed(mean):
     "The sums of a pass, as tensors."
-    return {k: torch.stack(getattr(mean, k)) for k in _SUMS} if mean and mean.means else None
+    return {k: stacked(getattr(mean, k)) for k in _SUMS} if mean and mean.means else None
 
 
-def _unpacked(saved, device):
+def _unpacked(saved):
     mean = RunningMean()
-    for k in _SUMS if saved else (): setattr(mean, k, list(saved[k].to(device).unbind()))
+    for k in _SUMS if saved else (): setattr(mean, k, list(saved[k].unbind()))
     return mean
 
 
@@ -138,7 +138,7 @@ def _moment(learn):
 
 def _set_moment(learn, tree):
     learn.state,learn.valid_figures = to_device(_tuples(tree['state']), learn.device),tree['figures']
-    learn.totals = _unpacked(tree['totals'], learn.device)
+    learn.totals = _unpacked(tree['totals'])
     for name, p in learn.model.named_parameters():
         p.grad = tree['grads'][name].to(p) if name in tree['grads'] else None
 
