@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import awdtext.all
 from awdtext.data.tokenizer import BaseTokenizer
 from awdtext.ulmfit import ULMFiTSettings
 
@@ -16,7 +15,8 @@ readme = (Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8'
 shorter = {'sample(1000': 'sample(120', 'emb_sz=64, n_hid=160': 'emb_sz=8, n_hid=12', 'fit(10,': 'fit(1,',
            'fit_ntasgd(500,': 'fit_ntasgd(1,', 'fit(3, cbs': 'fit(1, cbs', 'arch=QRNN)': "arch=QRNN, config='laptop')",
            "class_weights='balanced')": "class_weights='balanced', config='laptop')",
-           "{'decoder': 'mos'}": "{'decoder': 'mos', 'emb_sz': 8, 'n_hid': 12}", 'SubwordTokenizer()': 'SubwordTokenizer(600)',
+           "{'decoder': 'mos'}": "{'decoder': 'mos', 'emb_sz': 8, 'n_hid': 12}",
+           'SubwordTokenizer()': 'SubwordTokenizer(600)',
            "learn.evaluate('test'": 'learn.evaluate(texts'}
 elsewhere = {'clas.tune_thresholds()': 'several labels', "clas.predict({'title'": 'have the text column'}
 
