@@ -14,7 +14,7 @@ from awdtext.lm.dynamic_eval import dynamic_evaluate, gradient_statistics
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.text_learner import text_classifier_learner
 from awdtext.training.callback import Callback
-from awdtext.training.metrics import RunningMean, accuracy, stacked
+from awdtext.training.metrics import RunningMean, accuracy, mse, stacked
 from awdtext.training.precision import MixedPrecision
 from awdtext.training.progress import ProgressCallback
 
@@ -108,6 +108,19 @@ def test_a_classifier_in_every_precision(device, kind, name, arch):
     assert probs.dtype == losses.dtype == torch.float32 and losses.isfinite().all() and len(losses) == len(y)
     assert losses.numpy().mean() == pytest.approx(learn.validate()[0], rel=.02)
     learn.encode(texts[:3]), learn.predict(texts[0]), learn.show_results()
+
+
+@devices
+def test_years_are_learned_in_bfloat16(device):
+    "Loss, metric and predictions tell the same, to more digits than eight bits have."
+    texts,years = [' '.join(words(9 + i % 5, seed=i)) for i in range(40)], [1990. + i for i in range(40)]
+    dls = TextDataLoaders.from_texts(texts, years, bs=8, seed=0, min_freq=1, device=device, y_block=RegressionBlock())
+    learn = text_classifier_learner(dls, config=tiny_size, y_range=(1980, 2040), metrics=mse)
+    computing_in(learn.remove_cb(ProgressCallback), 'bf16').fit(1, 1e-3)
+    preds,y = learn.get_preds()
+    loss,metric = learn.validate()
+    assert metric == pytest.approx(loss, rel=1e-4)
+    assert (preds - y.view_as(preds)).square().mean().item() == pytest.approx(loss, rel=.01)
 
 
 @devices

@@ -75,6 +75,24 @@ def test_every_cut_short_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="damaged"): read_bundle(cut)
 
 
+def test_every_changed_bit_is_seen(tmp_path):
+    "In numbers, words and settings alike: what is read is what was written, or nothing is."
+    tree = {'w': torch.arange(3.), 'words': ['a', 'bc'], 'config': {'hidden_p': .15}}
+    whole = write_bundle(tmp_path / 'x', tree, 'test').read_bytes()
+    changed,silent = tmp_path / 'changed.safetensors', 0
+    for i in range(8, len(whole)):
+        for bit in (0, 3):
+            changed.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1:])
+            try: found = read_bundle(changed)
+            except ValueError as e:
+                assert 'changed.safetensors' in str(e)
+                continue
+            assert torch.equal(found['w'], tree['w']) and found['words'] == tree['words'], i
+            assert found['config'] == tree['config'], i
+            silent += 1
+    assert silent < 30, "where a space or the name of the checksum itself has changed"
+
+
 def write_zip(path):
     with zipfile.ZipFile(path, 'w') as z: z.writestr('a.txt', 'text' * 99)
 

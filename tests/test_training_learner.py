@@ -481,3 +481,14 @@ def test_fit_without_a_rate_says_which_one_it_takes(capsys):
     assert capsys.readouterr().out == 'SGD at a constant rate of 0.1; fit(n, lr=…) takes another.\n'
     learn.fit(1, .01)
     assert capsys.readouterr().out == ''
+
+
+def test_a_rehearsal_begins_at_the_beginning():
+    "Whatever was trained before: a schedule that the learner has would else be asked for more than its end."
+    learn,seen = plain_learner(two_classes()), []
+    learn.fit(3, .1)
+    learn.add_cb(Do('before_batch', lambda learn: seen.append(learn.pct_train)))
+    learn.cbs[-1].in_lr_find = True
+    learn.lr_find(num_it=20)
+    assert seen[0] == 0 and seen == sorted(seen) and seen[-1] < 1 and learn.epoch == 2
+    assert 'slice(0.0001, 0.01, None)' in str(plain_learner(two_classes(), lr=slice(1e-4, 1e-2)).summary())

@@ -337,3 +337,36 @@ def test_without_wandb_it_is_said_before_training_begins(monkeypatch):
     learn = plain_learner(two_classes())
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'awdtext\[wandb\]'"): learn.fit(1, cbs=WandB())
     assert learn.record == [] and learn.recorder.losses == []
+
+
+def lines(path): return pd.read_csv(path)['epoch'].tolist()
+
+
+def test_a_logger_for_each_fit_repeats_no_line(tmp_path):
+    "As gradual unfreezing has it: the record is one, the loggers are several."
+    learn = plain_learner(two_classes(), path=tmp_path)
+    for n in (1, 2): learn.fit(n, .1, cbs=CSVLogger(append=True))
+    assert lines(tmp_path / 'history.csv') == [0, 0, 1]
+
+
+def test_a_loaded_learner_loses_no_line(tmp_path):
+    def new(): return plain_learner(two_classes(), path=tmp_path, cbs=CSVLogger(append=True))
+    learn = new()
+    learn.fit(1, .1)
+    learn.save('a')
+    learn.fit(2, .1)
+    learn = new().load('a')
+    learn.fit(1, .1)
+    assert lines(tmp_path / 'history.csv') == [0, 0, 1, 0]
+
+
+def test_a_loaded_learner_logs_to_the_folder_it_is_told(tmp_path):
+    pytest.importorskip('tensorboard')
+    def new(folder): return plain_learner(two_classes(), path=tmp_path, cbs=TensorBoard(tmp_path / folder))
+    learn = new('a')
+    learn.fit(1, .1)
+    learn.save('m')
+    before = sorted((tmp_path / 'a').iterdir())
+    learn = new('b').load('m')
+    learn.fit(1, .1)
+    assert list((tmp_path / 'b').iterdir()) and sorted((tmp_path / 'a').iterdir()) == before

@@ -163,3 +163,10 @@ def test_metrics_of_several_kinds_and_wrong_ones():
         with pytest.raises(TypeError, match="is not a metric"): as_metrics(wrong)
     with pytest.raises(ValueError, match=r"\(4, 3\) do not fit targets of shape \(5,\)"):
         accuracy(torch.zeros(4, 3), torch.zeros(5))
+
+
+def test_numbers_keep_their_digits_in_sixteen_bits():
+    "2,003.9 is 2,000 in bfloat16, and 100,000 infinite in float16."
+    def loss(output, target): return mse_loss()(output, torch.tensor([target])).item()
+    assert loss(torch.tensor([[2000.]]).bfloat16(), 2003.9) == pytest.approx(3.9**2, rel=1e-3)
+    assert loss(torch.tensor([[9e3]]).half(), 1e5) == pytest.approx(91e3**2, rel=1e-3)

@@ -392,3 +392,10 @@ def test_nothing_is_kept_for_the_backward_pass_and_nothing_given_is_changed():
         held = [o for v in vars(metric).values() for o in (v if isinstance(v, list) else [v])]
         assert not any(o.requires_grad for o in held if isinstance(o, torch.Tensor))
         assert torch.equal(out.detach(), before)
+
+
+def test_a_mean_whose_weights_are_small_is_a_mean():
+    "Class weights may sum to less than one."
+    mean = ours.RunningMean()
+    mean.add(torch.tensor(.5), torch.tensor(.25))
+    assert mean.value == .5

@@ -7,6 +7,7 @@ import pytest
 from training_helpers import Do, assert_same, lm_learner, plain_learner, snapshot, two_classes
 
 from awdtext.training import metrics
+from awdtext.training.callback import Callback
 from awdtext.training.metrics import Perplexity, accuracy
 from awdtext.training.monitors import (EarlyStopping, EarlyStoppingCallback, Monitor, ReduceLROnPlateau, SaveModel,
                                        SaveModelCallback, falls)
@@ -313,3 +314,63 @@ def test_they_stay_out_of_the_range_test(tmp_path):
 
 def test_fastais_names():
     assert EarlyStoppingCallback is EarlyStopping and SaveModelCallback is SaveModel
+
+
+# Lives that were cut off, and files of other days
+
+class DiesIn(Callback):
+    "An epoch of a fit of so many."
+    order,decides,in_lr_find = 1000, False, False
+    def __init__(self, n_epoch, epoch): self.n_epoch,self.epoch = n_epoch,epoch
+
+    def after_batch(self, learn):
+        if learn.training and (learn.n_epoch, learn.epoch) == (self.n_epoch, self.epoch): raise SystemError('killed')
+
+
+@pytest.mark.parametrize('every', ['1000steps', '3steps', '1epoch'])
+def test_a_better_epoch_after_the_last_checkpoint_comes_again(tmp_path, every):
+    "The file is newer than the checkpoint, and the run goes on all the same."
+    data = two_classes()
+    def life(folder, *cbs):
+        learn = plain_learner(data, path=tmp_path / folder)
+        learn.fit(4, .1, cbs=[SaveModel(), *cbs], checkpoint=tmp_path / folder / 'run', every=every)
+        return snapshot(learn.model)
+    whole = life('whole')
+    with pytest.raises(SystemError): life('cut', DiesIn(4, 2))
+    assert_same(life('cut'), whole)
+
+
+def test_the_two_stages_of_fine_tune_go_on_with_the_best(tmp_path):
+    data = two_classes()
+    def life(folder, *cbs):
+        learn = plain_learner(data, path=tmp_path / folder)
+        learn.fine_tune(3, .1, cbs=[SaveModel(with_opt=True), *cbs], checkpoint=tmp_path / folder / 'run')
+        return snapshot(learn.model)
+    whole = life('whole')
+    with pytest.raises(SystemError): life('cut', DiesIn(3, 1))
+    assert_same(life('cut'), whole)
+
+
+def test_a_run_does_not_end_with_the_weights_of_another_file(tmp_path):
+    data = two_classes()
+    def life(*cbs):
+        learn = plain_learner(data, path=tmp_path)
+        learn.fit(3, .1, cbs=[SaveModel(), *cbs, figures([1., 2., 3.])], checkpoint=tmp_path / 'run', every='1epoch')
+    with pytest.raises(SystemError): life(DiesIn(3, 2))
+    plain_learner(data, path=tmp_path).save('model')
+    with pytest.raises(ValueError, match='does not hold the best weights.*The model holds the last ones'): life()
+
+
+def test_loading_a_file_binds_no_later_fit(tmp_path):
+    learn = plain_learner(two_classes(), path=tmp_path, cbs=SaveModel())
+    learn.fit(1, .1)
+    learn.save('a')
+    learn.fit(1, .1)
+    learn.load('a')
+    learn.fit(1, .1)
+    learn = plain_learner(two_classes(), path=tmp_path)
+    best = SaveModel(with_opt=True, reset_on_fit=False)
+    learn.fit(3, .1, cbs=[figures([2., 1., 3.]), best])
+    held = snapshot(learn.model)
+    learn.fit(1, .1, cbs=[figures([4.]), best])
+    assert_same(snapshot(learn.model), held)

@@ -2,8 +2,9 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from training_helpers import Do, Iterates, lm_learner, plain_learner, snapshot, two_classes
+from training_helpers import Do, Iterates, assert_same, lm_learner, plain_learner, snapshot, two_classes
 
+from awdtext.training.accumulate import GradientAccumulation
 from awdtext.training.callback import CancelBatchException
 from awdtext.training.rnn import ASGD, GradientClip, RNNRegularizer, ScaleLRBySeqLen
 
@@ -32,6 +33,30 @@ def test_rate_follows_the_window_at_the_step_at_hand(averaging):
     learn.fit(3, cbs=[Do('before_step', before, order=90), Do('after_step', after, order=90)])
     assert len(steps) > 15 and len({length for *_, length in steps}) > 8
     assert (learn.average is not None) == bool(averaging)
+
+
+def test_rate_of_accumulated_windows_is_that_of_their_mean_length(tmp_path):
+    "The gradient is the mean over all of them; also in a run that goes on between two steps."
+    def life(folder, *cbs):
+        learn,steps,lengths = bare_learner(lr=2.), [], []
+
+        def before(learn):
+            steps.append((learn.opt.param_groups[0]['lr'], sum(lengths) / len(lengths)))
+            lengths.clear()
+
+        look = [Do('after_loss', lambda learn: learn.training and lengths.append(learn.x.shape[1])),
+                Do('before_step', before, order=90)]
+        learn.fit(2, cbs=[GradientAccumulation(12), *look, *cbs], checkpoint=tmp_path / folder, every='1steps')
+        return learn, steps
+
+    whole,steps = life('whole')
+    assert len(steps) > 5
+    for rate, mean in steps: assert rate == pytest.approx(2. * mean / 16)
+
+    def kill(learn):
+        if learn.training and (learn.epoch, learn.iter) == (1, 4): raise SystemError
+    with pytest.raises(SystemError): life('cut', Do('after_batch', kill, order=1000))
+    assert_same(snapshot(life('cut')[0].model), snapshot(whole.model))
 
 
 def test_rate_does_not_drift_when_steps_are_cancelled():

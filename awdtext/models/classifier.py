@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import exactly
 from ..data.stream import positive_int
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig, awd_lstm_clas_config, needs_grad
 from .dropout import check_p
@@ -261,7 +262,7 @@ class PoolingClassifier(nn.Module):
         "Logits, or predictions within `y_range`, of documents that are pooled already."
         if self.training and len(pooled) < 2:
             raise ValueError("Batch norm cannot train on a batch of one document: use a larger bs, or model.eval().")
-        y = self.layers(pooled)
+        with exactly(pooled): y = self.layers(pooled.to(next(self.parameters()).dtype))
         if self.y_range is None: return y
         low,high = self.y_range
         return low + (high - low) * y.sigmoid()

@@ -62,10 +62,11 @@ def write_bundle(
             'versions': {'awdtext': __version__, 'torch': torch.__version__}, 'tree': _split(tree, '', tensors)}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}   # shared memory is written twice
     head['checksums'] = {k: _checksum(v) for k, v in tensors.items()}
+    text = json.dumps(head)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        save_file(tensors, part, metadata={'awdtext': json.dumps(head)})
+        save_file(tensors, part, metadata={'awdtext': text, 'checksum': str(zlib.crc32(text.encode()))})
         _sync(part, os.O_RDWR)
         os.replace(part, path)
     except (SafetensorError, OSError) as e:
@@ -96,7 +97,7 @@ def read_bundle(
     head,tensors = _read(path, device)
     if (theirs := head.get('format_version')) != _FORMAT_VERSION:
         raise ValueError(f"{path} has format version {theirs}; this awdtext reads version {_FORMAT_VERSION}.")
-    broken = [k for k, v in tensors.items() if _checksum(v.cpu()) != head['checksums'][k]]
+    broken = [k for k, n in head['checksums'].items() if k not in tensors or _checksum(tensors[k].cpu()) != n]
     if broken: raise ValueError(f"{path} is damaged: the values of {broken[0]} are not those that were written.")
     kinds = (kind,) if isinstance(kind, str) else kind
     if kinds and head['kind'] not in kinds:
@@ -114,6 +115,8 @@ def _read(path, device):
     except SafetensorError as e: raise ValueError(f"{path} is damaged or no awdtext file: {e}") from e
     if 'awdtext' not in meta:
         raise ValueError(f"{path} was not written by awdtext: it is a safetensors file of something else.")
+    if meta.get('checksum', '') not in ('', str(zlib.crc32(meta['awdtext'].encode()))): # older files have none
+        raise ValueError(f"{path} is damaged: its settings and words are not those that were written.")
     return json.loads(meta['awdtext']), tensors
 
 # %% ../../nbs/training/28_checkpoint.ipynb #a9e4240b

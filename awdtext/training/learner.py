@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
+from itertools import count
 from numbers import Integral
 from operator import index
 from pathlib import Path
@@ -613,7 +614,7 @@ def rehearse(
         learn._run,learn.n_epoch = Run(),math.ceil(n_batches / len(learn.dls.train))
         try:
             learn._event('before_fit')
-            while True: learn._pass(learn.dls.train, True, 'before_train', 'after_train')
+            for learn.epoch in count(): learn._pass(learn.dls.train, True, 'before_train', 'after_train')
         except CancelFitException: pass
         finally: learn._close()
         if learn.interrupted: raise KeyboardInterrupt

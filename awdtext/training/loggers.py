@@ -27,23 +27,23 @@ class CSVLogger(Callback):
         append:bool=False,             # Whether to keep the lines of a file that is already there
     ):
         self.fname,self.append = fname,append
-        self.kept = None               # lines from before this run, once they are read
+        self.kept,self.first = [],0    # lines that were there, and how many epochs are among them
 
     def before_fit(self, learn):
         "Read what is to be kept."
-        if self.kept is None: self.kept = _read_rows(learn.path / self.fname) if self.append else []
+        if self.append: self.kept,self.first = _read_rows(learn.path / self.fname),len(learn.record)
 
     def after_epoch(self, learn):
         "Write the file."
-        _write_rows(learn.path / self.fname, [*self.kept, *learn.record])
+        _write_rows(learn.path / self.fname, [*self.kept, *learn.record[self.first:]])
 
     def state_dict(self):
-        "The lines from before this run."
-        return {'kept': self.kept} if self.append else {}
+        "The lines from before this run, and how many epochs it does not write."
+        return {'kept': self.kept, 'first': self.first} if self.append else {}
 
     def load_state_dict(self, state):
         "Go on, and read none of this run's own lines as if they were older."
-        self.kept = state['kept']
+        if self.append: self.kept,self.first = state['kept'],state['first']
 
 # %% ../../nbs/training/30_loggers.ipynb #de539910
 def _read_rows(path):
@@ -152,7 +152,8 @@ class TensorBoard(StepLogger):
         "See that TensorBoard is there, and choose a folder."
         _summary_writer()
         super().before_fit(learn)
-        if self.folder is None: self.folder = str(self.log_dir or learn.path / time.strftime('runs/%Y-%m-%d_%H-%M-%S'))
+        if self.log_dir is not None: self.folder = str(self.log_dir)   # not that of a learner whose file was loaded
+        elif self.folder is None: self.folder = str(learn.path / time.strftime('runs/%Y-%m-%d_%H-%M-%S'))
 
     def put(self, learn, step, values):
         "Write scalars."

@@ -118,6 +118,7 @@ def _sum_weights(weight, target):
 
 # %% ../../nbs/training/20_losses.ipynb #4f6804da
 def _per_item(func, output, target, reduction='mean'):
+    output = output.to(torch.promote_types(output.dtype, torch.float32))            # sixteen bits know no year
     losses = func(output, target.to(output.dtype).view_as(output), reduction='none').flatten(1).mean(1)
     return losses if reduction == 'none' else getattr(losses, reduction)()
 

@@ -40,7 +40,7 @@ class RunningMean:
     @property
     def value(self)->float: # nan if nothing was added
         "Sum over count, or over the sum of the weights."
-        if not self.count: return math.nan
+        if not self.means: return math.nan
         means,weights = (stacked(o).cpu().double() for o in (self.means, self.weights))
         sums = torch.where(weights > 0, means * weights, 0.)   # the mean of nothing is nan, and adds nothing
         return float(sums.sum() / weights.sum())

@@ -128,8 +128,8 @@ def _digest(learn):
 def _check_file(learn, fname, wanted):
     path = bundle_path(learn.path / learn.model_dir / fname)
     if path.is_file() and digest(*read_bundle(path, 'checkpoint')['weights'].values()) == wanted: return
-    raise ValueError(f"{path} does not hold the best weights that this run has saved there: put that file back, or "
-                     "begin the run anew in another folder.")
+    raise ValueError(f"{path} does not hold the best weights that this run has saved there. The model holds the last "
+                     "ones: put that file back and load it, or begin the run anew in another folder.")
 
 
 def _load_only_weights(learn, fname, with_opt):
@@ -159,7 +159,7 @@ class SaveModel(Monitor):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         self.fname,self.every_epoch,self.at_end,self.with_opt = fname,every_epoch,at_end,with_opt
         self._outer,self._fitting,self._current = None,False,False
-        self._digest,self._unsure = None,False   # of the weights in the file; whether it must still be looked at
+        self._digest = None                      # of the weights in the file
 
     def state_dict(self):
         "Also which weights the file holds, and whether the model still does."
@@ -169,12 +169,6 @@ class SaveModel(Monitor):
         "Go on from there, with the file that was saved then."
         super().load_state_dict(state)
         self._current,self._digest = state['current'],state['digest']
-        self._unsure = self._digest is not None and self._looks_for_best
-
-    def before_batch(self, learn):
-        "In a run that goes on, see that the file still holds the best weights."
-        if self._unsure: _check_file(learn, self.fname, self._digest)
-        self._unsure = False
 
     def before_fit(self, learn):
         "Begin anew."
@@ -204,8 +198,8 @@ class SaveModel(Monitor):
     def _looks_for_best(self): return not (self.every_epoch or self.at_end)
 
     def _save(self, learn, name):
+        self._current,self._digest = True,_digest(learn)                 # before, as they are in the file, too
         learn.save(name, with_opt=self.with_opt)
-        self._current,self._digest = True,_digest(learn)
 
     def _end(self, learn, raised):
         if self.best is None:
@@ -213,7 +207,9 @@ class SaveModel(Monitor):
             return
         best = f"the weights of epoch {self.epoch} ({self.monitor} {self.best:.4g})"
         if raised: return say(f"An error: the model holds its last weights, and {self.fname!r} {best}.")
-        if not self._current: _load_only_weights(learn, self.fname, self.with_opt)
+        if not self._current:
+            _check_file(learn, self.fname, self._digest)
+            _load_only_weights(learn, self.fname, self.with_opt)
         self._current = True
         say(f"The model holds {best}, saved as {self.fname!r}.")
 

@@ -49,8 +49,11 @@ def _totals(learn):
     opt = getattr(learn.opt_func, '__name__', learn.opt_func)
     learning = _size(p for p in params if p.requires_grad)
     return (f'{_size(params):,} parameters, {learning:,} of them learn, in {len(learn.splitter(learn.model))} groups\n'
-            f'optimiser: {opt}, rate {learn.lr:g}, precision: {learn.precision.name}, device: {learn.device}\n'
+            f'optimiser: {opt}, rate {_said(learn.lr)}, precision: {learn.precision.name}, device: {learn.device}\n'
             f'callbacks: {cbs}')
+
+
+def _said(lr): return f'{lr:g}' if isinstance(lr, (int, float)) else str(lr)
 
 # %% ../../nbs/training/34_profile.ipynb #6ae89290
 def find_layers(

@@ -50,25 +50,41 @@ class GradientClip(Callback):
 
 # %% ../../nbs/training/27_rnn.ipynb #6e553423
 class ScaleLRBySeqLen(Callback):
-    "Multiplies the rate of each step by the length of its window over `bptt`."
+    "Multiplies the rate of each step by the length of its window, or the mean of several, over `bptt`."
     order = ParamScheduler.order + 10  # scales what the schedule has set
 
     def __init__(self,
         bptt:int, # The length that keeps its rate
     ):
         self.bptt = bptt
-        self.kept = []
+        self.kept,self.lengths = [],[]  # rates, within a step; lengths of windows whose gradients wait for it
+
+    def before_train(self, learn):
+        "Nothing waits."
+        self.lengths = []
+
+    def after_loss(self, learn):
+        "Note the window."
+        if learn.training: self.lengths.append(learn.x.shape[1])
 
     def before_step(self, learn):
         "Scale."
         self.kept = [g['lr'] for g in learn.opt.param_groups]
-        factor = learn.x.shape[1] / self.bptt
+        factor = sum(self.lengths) / len(self.lengths) / self.bptt
         for g in learn.opt.param_groups: g['lr'] *= factor
 
     def after_step(self, learn):
         "Set back."
         for g, lr in zip(learn.opt.param_groups, self.kept): g['lr'] = lr
-        self.kept = []
+        self.kept,self.lengths = [],[]
+
+    def state_dict(self):
+        "The windows that wait."
+        return {'lengths': self.lengths}
+
+    def load_state_dict(self, state):
+        "Let them wait on."
+        self.lengths = list(state['lengths'])
 
     def after_batch(self, learn):
         "Set back also where the step was cancelled."
