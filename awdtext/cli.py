@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'train_lm', 'tune', 'train_classifier', 'ulmfit', 'evalua
            'usage', 'main']
 
 # %% ../nbs/58_cli.ipynb #4fd1d4af
-import csv, inspect, json, os, sys, traceback
+import csv, inspect, json, os, shlex, sys, traceback
 from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
@@ -234,8 +234,18 @@ def tune(
     say(f"\n{found.table.head(10).to_string(index=False, float_format='{:.4g}'.format)}")
     mattered = ', '.join(f'{name} {share:.2f}' for name, share in found.importances.items())
     if mattered: say(f"What mattered (shares of the variance of the loss): {mattered}")
+    same = _options(tune, text_col=text_col, tokens=tokens, lang=lang, min_freq=min_freq, max_vocab=max_vocab, bs=bs,
+                    seq_len=seq_len, valid_pct=valid_pct, backwards=backwards, tokenized=tokenized, seed=seed)
     say(f"In {out}/: best.json, trials.csv, what_mattered.png. Train with the best settings:\n"
-        f"  awdtext train-lm --settings {out}/best.json --data {data}")
+        f"  awdtext train-lm --settings {shlex.quote(f'{out}/best.json')} --data {shlex.quote(str(data))}{same}")
+
+# %% ../nbs/58_cli.ipynb #8e11d7dd
+def _options(command, **given):
+    "The options that are not the usual ones of `command`, as they are typed."
+    usual = inspect.signature(command).parameters
+    given = {name: value for name, value in given.items() if value != usual[name].default}
+    return ''.join(f" --{name.replace('_', '-')}{'' if value is True else ' ' + shlex.quote(str(value))}"
+                   for name, value in given.items())
 
 # %% ../nbs/58_cli.ipynb #9543a557
 def train_classifier(
@@ -313,6 +323,8 @@ def _labelled_data(data, text_col, label_col, label_delim, valid_pct, **rest):
     path = _source(data)
     if not path.is_dir(): return TextDataLoaders.from_csv(path.parent, path.name, **columns, **rest)
     _check_columns(path, text_col)
+    if label_delim is not None or label_col != 'label':
+        raise ValueError(f"{path} has a folder for each label: leave out --label-col and --label-delim.")
     return TextDataLoaders.from_folder(path, valid_pct=_share(path, valid_pct), **rest)
 
 # %% ../nbs/58_cli.ipynb #9b266455
@@ -361,8 +373,7 @@ def ulmfit(
     if direction not in ways: raise ValueError(f"--direction {direction}: use one of {', '.join(ways)}.")
     if labelled is None: raise ValueError("Name the CSV of the labelled texts with --labelled.")
     tokenizer,columns = _tokenizer(tokens, lang), _listed(text_col, '--text-col')
-    labelled,valid,test = (path and _csv(_file(path), [*columns, label_col], columns)
-                           for path in (labelled, valid, test))
+    labelled,valid,test = _labelled_frames([labelled, valid, test], columns, label_col)
     weights = _class_weights(class_weights, [] if label_delim else labelled[label_col].dropna().unique().tolist())
     train(_plain_texts(texts, columns), labelled, _place(out), text_col=columns, label_col=label_col,
           label_delim=label_delim, backwards=ways[direction], valid=valid, valid_pct=valid_pct, test=test,
@@ -371,6 +382,14 @@ def ulmfit(
           seed=seed, precision=precision)
 
 # %% ../nbs/58_cli.ipynb #d5325c5f
+def _labelled_frames(paths, columns, label_col):
+    "Frames of those that are given; labels that are text in one are text in all."
+    def read(as_text): return [path and _csv(_file(path), [*columns, label_col], as_text) for path in paths]
+    frames = read(columns)
+    found = [df[label_col] for df in frames if df is not None and df[label_col].notna().any()]
+    return frames if len({labels.dtype.kind in 'iufb' for labels in found}) < 2 else read([*columns, label_col])
+
+
 def _plain_texts(path, columns):
     "The columns of a CSV, or the lines of a text file."
     from awdtext.data.dataloaders import read_text
@@ -416,7 +435,7 @@ def _lm_texts(learn, data, text_col):
     _check_columns(path, text_col)
     try: lines = path.read_text(encoding='utf-8-sig').removesuffix('\n').split('\n')
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}.") from e
-    if tok and tok.rules: return [line for line in lines if line.strip()]
+    if tok and (tok.rules or tok.unit != 'words'): return [line for line in lines if line.strip()]
     whole = ' '.join(f'{line} <eos>' if '<eos>' in learn.dls.vocab else line for line in lines)
     return [whole if tok else whole.split()]
 
@@ -424,11 +443,22 @@ def _lm_texts(learn, data, text_col):
 def _labelled_dl(learn, data, text_col, label_col, label_delim):
     from awdtext.data.dataloaders import split_labels
     labeler,columns = learn.dls.labeler, _text_columns(learn, text_col)
-    are_names = labeler.categories is not None and all(isinstance(c, str) for c in labeler.categories)
-    df = _csv(_file(data), [*columns, label_col], [*columns, label_col] if are_names else columns)
+    names = labeler.categories
+    df = _csv(_file(data), [*columns, label_col], columns if names is None else [*columns, label_col])
     labels = df[label_col].tolist()
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
+    if names is not None: labels = [_category(label, names) for label in labels]
     return learn.dls.test_dl(_documents(df, columns), labels)
+
+
+def _category(label, names):
+    "The category that a CSV calls so, whatever else stands in its column; what is none stays."
+    from awdtext.data.dataloaders import label_text
+    if isinstance(label, list): return [_category(each, names) for each in label]
+    found = next((name for name in names if label_text(name) == label), None)
+    if found is not None or not isinstance(label, str): return label if found is None else found
+    try: return next((name for name in names if not isinstance(name, str) and name == float(label)), label)
+    except ValueError: return label
 
 # %% ../nbs/58_cli.ipynb #dc258e6b
 def evaluate(

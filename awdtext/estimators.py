@@ -102,6 +102,9 @@ def _same_randomness():
     finally: set_random_states(states)
 
 # %% ../nbs/55_estimators.ipynb #6c7b7b03
+def _place(encoder): return False if encoder is None else Path(encoder).resolve()  # a name would be sought elsewhere
+
+
 def _dls(est, texts, labels=None, seed=None):
     "Loaders of `texts`, all of them for training; words as the encoder has them, if there is one."
     own = {'tok_tfm': deepcopy(est.tok_tfm), 'min_freq': est.min_freq, 'max_vocab': est.max_vocab}
@@ -187,7 +190,7 @@ class AWDTextClassifier(ClassifierMixin, _TextEstimator):
         with _apart(self) as seed:
             dls = _dls(self, texts, targets, seed)
             learn = text_classifier_learner(dls, seq_len=self.seq_len, config=self.config, drop_mult=self.drop_mult,
-                                            pretrained=self.encoder or False, max_len=self.max_len,
+                                            pretrained=_place(self.encoder), max_len=self.max_len,
                                             class_weights=weights)
             way = learn.fine_tune if self.encoder else learn.fit_one_cycle
             self.learner_ = _train(self, learn, lambda _: way(self.n_epoch, self.lr))
@@ -244,7 +247,7 @@ class AWDTextEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _TextEst
         texts = _texts(X, self.fields_)
         with _apart(self) as seed:
             dls = _dls(self, texts, None, seed)
-            learn = language_model_learner(dls, config=self.config, pretrained=self.encoder or False)
+            learn = language_model_learner(dls, config=self.config, pretrained=_place(self.encoder))
             def fit(learn): return None if self.encoder else learn.fit_one_cycle(self.n_epoch, self.lr)
             self.learner_ = _train(self, learn, fit)
         return self

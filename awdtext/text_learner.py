@@ -40,7 +40,7 @@ from .models.prediction import Twins
 from .training.checkpoint import bundle_path, load_weights, read_bundle, write_bundle
 from .training.calibration import Judged
 from .training.learner import Learner, listed
-from .training.losses import binary_cross_entropy_loss, cross_entropy_loss, mse_loss
+from .training.losses import loss_of
 from .training.metrics import Perplexity, accuracy, accuracy_multi, choose_threshold
 from .training.monitors import KeepBest, NonmonotoneStopping
 from .training.optim import SGD, Adam, make_opt, one_group
@@ -297,7 +297,10 @@ class TextLearner(Encodes, Learner):
         with self.averaged():
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         own = {'options': self.options, 'labeler': labels, 'weights': weights, 'card': self.card,
-               'loss': getattr(self.loss_func, 'settings', {}), 'thresholds': self.thresholds}
+               'loss': getattr(self.loss_func, 'settings', {}), 'loss_name': getattr(self.loss_func, 'name', None),
+               'thresholds': self.thresholds}
+        if labels and not own['loss_name']: say("The file cannot hold a loss of your own: whoever loads it has the "
+                                                "usual one of these labels, and its probabilities.")
         return {**self._text_state(), **own}
 
 # %% ../nbs/50_text_learner.ipynb #853b76ba
@@ -554,7 +557,7 @@ class LMLearner(LMReader, LMWriter, TextLearner):
         with_loss:bool=False,  # Whether to give the loss of each token too
     )->tuple:                  # (n, vocab_sz) and (n,), and losses (n,) if asked for
         "The distribution over the next word at each token of the text, in order; refused where it would fill memory."
-        dl = self._dl(ds_idx, dl)
+        dl = _still(self._dl(ds_idx, dl), self.dls)
         _check_memory(dl.n_tokens, len(self.dls.vocab))
         with self._aside():
             self.model.eval()
@@ -577,6 +580,9 @@ def _logits(learn, hidden):
     "In float32 at least, whatever they are computed in."
     with learn.precision.context(): logits = learn.model.logits(hidden)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _still(dl, dls): return dl.in_order() if dl is dls.train else dl      # training draws windows, and counts passes
 
 
 def _in_order(columns, with_loss):
@@ -700,6 +706,7 @@ def text_classifier_learner(
     bundle = source and read_bundle(source, 'encoder')
     config = _fitted(_of_arch(_classifier_config(config), arch, bundle), bundle, dls.vocab)
     _check_n_out(n_out, dls, loss_func)
+    _check_loss(loss_func)
     options = {'n_out': n_out or dls.n_out, 'seq_len': seq_len, 'max_len': max_len, 'lin_ftrs': lin_ftrs, 'ps': ps,
                'y_range': y_range, 'layers': layers}
     targets = None if dls.train is None else dls.train.targets
@@ -715,6 +722,12 @@ def text_classifier_learner(
     return learn.freeze()
 
 # %% ../nbs/50_text_learner.ipynb #6bc47f3f
+def _check_loss(loss_func):
+    if loss_func is None or hasattr(loss_func, 'activation'): return
+    raise TypeError(f"loss_func={loss_func!r} does not say what predictions are made of: give "
+                    "Loss(F.cross_entropy, partial(torch.softmax, dim=-1)), say, or cross_entropy_loss().")
+
+
 def _check_n_out(n_out, dls, loss_func):
     if n_out in (None, dls.n_out) or loss_func is not None: return
     raise ValueError(f"n_out={n_out!r}, and these labels need {dls.n_out}: leave it out, or give a loss_func "
@@ -727,11 +740,13 @@ def _classifier_config(config):
     return AWDLSTMConfig.from_any(config, awd_lstm_clas_config)
 
 # %% ../nbs/50_text_learner.ipynb #517e74de
-def _task(labeler, settings):
-    "Loss, with these settings, and metric for the kind of labels."
-    if isinstance(labeler, Categorize): return cross_entropy_loss(**settings), accuracy
-    if isinstance(labeler, MultiCategorize): return binary_cross_entropy_loss(**settings), accuracy_multi
-    return mse_loss(), None
+def _task(labeler, settings, name=None):
+    "Loss, with these settings, and metric for the kind of labels; or the loss of that name."
+    usual,metric = next((o for kind, *o in _tasks if isinstance(labeler, kind)), ('mse', None))
+    return loss_of(name or usual, settings), metric
+
+
+_tasks = ((Categorize, 'cross_entropy', accuracy), (MultiCategorize, 'binary_cross_entropy', accuracy_multi))
 
 # %% ../nbs/50_text_learner.ipynb #deffb8fa
 def loss_settings(
@@ -837,7 +852,8 @@ def _rebuilt(bundle, file, device):
              get_text_classifier(len(vocab), config=config, **bundle['options']))
     load_weights(model, bundle['weights'], str(file))
     model.eval()
-    loss,metric = (None, Perplexity) if is_lm else _task(dls.labeler, bundle.get('loss') or {})
+    loss,metric = (None, Perplexity) if is_lm else _task(
+        dls.labeler, bundle.get('loss') or {}, bundle.get('loss_name'))
     learn = (LMLearner if is_lm else TextClassifierLearner)(dls, model, config, bundle['options'], loss, metrics=metric)
     learn.card,learn.thresholds = bundle.get('card'), bundle.get('thresholds')
     return learn

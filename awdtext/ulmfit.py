@@ -139,6 +139,7 @@ def read_labelled(
     else: raise TypeError(f"labelled is a {type(labelled).__name__}: give a DataFrame, or (texts, labels).")
     if len(texts) != len(labels): raise ValueError(f"{len(texts)} labelled texts, {len(labels)} labels.")
     if label_delim is not None: labels = [split_labels(label, label_delim) for label in labels]
+    labels = [sorted(label, key=str) if isinstance(label, (set, frozenset)) else label for label in labels]
     return Docs(texts, [None if is_missing(label) or is_blank(label) else label for label in labels])
 
 # %% ../nbs/57_ulmfit.ipynb #c77fe1cd

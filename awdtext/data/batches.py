@@ -7,7 +7,7 @@ __all__ = ['is_missing', 'is_blank', 'category_list', 'sorted_categories', 'Cate
            'RegressionSetup', 'TextBatch', 'collate', 'bucketed', 'ClassifierDataLoader']
 
 # %% ../../nbs/data/06_batches.ipynb #c169e9a9
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from numbers import Real
 from typing import NamedTuple
@@ -73,7 +73,7 @@ def category_list(
     if isinstance(categories, (str, bytes)) or not isinstance(categories, Iterable):
         raise ValueError(f"{categories!r} is no list of categories: give one, like ['neg', 'pos'].")
     categories = [_plain(category) for category in categories]
-    wrong = [c for c in categories if is_missing(c) or isinstance(c, tuple) or not isinstance(c, Hashable)]
+    wrong = [c for c in categories if is_missing(c) or not isinstance(c, (str, int, float))]
     if wrong: raise ValueError(f"{wrong[0]!r} is no category: name strings or numbers, like ['neg', 'pos'].")
     return categories
 

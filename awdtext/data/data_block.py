@@ -286,8 +286,8 @@ def _steps(block, source):
     text = next(part.docs)
     yield f"first item of the training part: {part.rows[0]!r}"
     yield f"text: {_short(text)}"
-    yield f"tokens: {_short(' '.join(recipe.tokenizer(text)))}"
     dls = TextDataLoaders.from_parts([block._part(items, idxs) for idxs in (train, valid)], recipe)
+    yield f"tokens: {_short(' '.join(dls.tokenizer(text)))}"               # it may have learned from the others
     yield f"vocabulary: {len(dls.vocab):,} tokens, {dls.unk_rate:.1%} of the validation part are unknown"
     yield f"ids: {_short(' '.join(map(str, dls.train.corpus[0].tolist())))}"
     if block.label: yield f"label: {part.labels[0]!r}, target: {dls.train.targets[0].tolist()}, of {_kind(dls)}"

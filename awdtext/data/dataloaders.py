@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, chain, compress, islice
+from numbers import Real
 from operator import index
 from pathlib import Path
 from types import FunctionType
@@ -181,10 +182,12 @@ def frame_labels(
     cols,names = [_column(df, col) for col in as_list(label_cols)], column_names(df, label_cols)
     block = as_label_block(y_block)
     if len(cols) == 1: return cols[0] if label_delim is None else [split_labels(y, label_delim) for y in cols[0]], block
+    if label_delim is not None:
+        raise ValueError(f"label_delim={label_delim!r} is for one column of labels, and these are {len(cols)}.")
     rows = [list(row) for row in zip(*cols)]
     if block.encoded and block.labeler is None or y_block is None and _are_flags(cols):
         return rows, LabelBlock(MultiCategorize(names), encoded=True)
-    if y_block is None and any(isinstance(y, float) and not is_missing(y) for col in cols for y in col):
+    if y_block is None and any(isinstance(y, Real) and not is_missing(y) for col in cols for y in col):
         raise ValueError(f"the label columns {', '.join(map(repr, names))} hold numbers that are not all 0 or 1: give "
                          "y_block=RegressionBlock to predict them, or make them strings if they are categories.")
     return rows, block
@@ -880,7 +883,7 @@ def _texts_of_frame(df, fields):
     missing = [name for name in fields if name not in df.columns]
     if missing: raise ValueError(f"the frame lacks the text column(s) {', '.join(map(repr, missing))}: it has "
                                  f"{', '.join(map(repr, df.columns))}.")
-    return frame_texts(df[fields], list(range(len(fields))))
+    return frame_texts(df, [list(df.columns).index(name) for name in fields])         # the first, as in training
 
 
 def _texts(self,

@@ -6,7 +6,7 @@
 __all__ = ['awdtext_home', 'source_docstrings', 'docstrings', 'URLs', 'untar_data']
 
 # %% ../../nbs/data/01_datasets.ipynb #b9cd755f
-import ast, gc, gzip, hashlib, inspect, json, os, platform, sysconfig, tarfile, tempfile, warnings, zlib
+import ast, gc, gzip, hashlib, inspect, json, os, platform, sysconfig, tarfile, tempfile, threading, warnings, zlib
 from contextlib import contextmanager
 from http.client import HTTPException
 from importlib import metadata
@@ -27,11 +27,11 @@ def awdtext_home()->Path: # `$AWDTEXT_HOME`, or `~/.cache/awdtext` where that is
 def _write_then_rename(path):
     "Open a temporary file beside `path`; give it that name if the block ends well, delete it if not."
     path.parent.mkdir(parents=True, exist_ok=True)
-    f = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'{path.name}.', suffix='.part', delete=False)
+    part = path.with_name(f'{path.name}.{os.getpid()}.{threading.get_ident()}.part')
     try:
-        with f: yield f
-        os.replace(f.name, path)
-    finally: Path(f.name).unlink(missing_ok=True)
+        with open(part, 'wb') as f: yield f
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/data/01_datasets.ipynb #ed849cda
 def source_docstrings(

@@ -160,6 +160,11 @@ class LMDataLoader:
         n_targets = self.corpus.n_tokens - 1
         return n_targets // self.bs * self.bs if self.drop_rest else n_targets
 
+    def in_order(self)->'LMDataLoader':
+        "The same text for predictions: from beginning to end, in fixed windows. No pass over this loader begins."
+        return LMDataLoader(self.corpus, self.bs, self.seq_len, seed=self.seed, device=self.device,
+                            reset_at_docs=self.reset_at_docs)
+
     def describe(self)->dict:
         "What is read, and how: two loaders that say the same here give the same batches for the same seed and epoch."
         return {'documents': len(self.corpus), 'tokens': self.corpus.n_tokens, 'bs': self.bs, 'seq_len': self.seq_len,

@@ -66,7 +66,10 @@ def write_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
+        part.touch()
+        mode = part.stat().st_mode                                    # as the user's files are; else it is his alone
         save_file(tensors, part, metadata={'awdtext': text, 'checksum': str(zlib.crc32(text.encode()))})
+        part.chmod(mode)
         _sync(part, os.O_RDWR)
         os.replace(part, path)
     except (SafetensorError, OSError) as e:

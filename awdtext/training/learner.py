@@ -43,6 +43,14 @@ _BATCH = 'x y out preds loss total_loss'.split()
 _LOOP = ['dl', 'iter', 'n_iter', 'training', 'state', 'totals', *_BATCH]
 
 
+class _Alone:
+    "One thread at a time; a copy, or what a file holds, has a lock of its own."
+    def __init__(self): self.lock = threading.RLock()
+    def __enter__(self): self.lock.acquire()
+    def __exit__(self, *error): self.lock.release()
+    def __reduce__(self): return type(self), ()
+
+
 class Loop:
     "Trains `model` on `dls.train`, measures it on `dls.valid`."
     unit = 'items'     # what a target is, in the table
@@ -74,7 +82,7 @@ class Loop:
         for cb in listed(cbs): self.add_cb(cb)
         self.epoch = self.n_epoch = 0
         self.interrupted,self._stop,self.valid_figures = False,False,{}
-        self._run = Run()
+        self._run,self._alone = Run(),_Alone()
         for name in _LOOP: setattr(self, name, None)
 
     # What training does to one batch
@@ -223,14 +231,15 @@ class Loop:
 
     @contextmanager
     def _aside(self):
-        "Another pass, of the model as it is validated, which leaves no trace on the one at hand."
-        kept,training = {name: getattr(self, name) for name in _LOOP},self.model.training
-        for name in _BATCH: setattr(self, name, None)
-        try:
-            with self.averaged(): yield
-        finally:
-            for name, value in kept.items(): setattr(self, name, value)
-            self.model.train(training)
+        "Another pass, of the model as it is validated, which leaves no trace on the one at hand; one thread at a time."
+        with self._alone:
+            kept,training = {name: getattr(self, name) for name in _LOOP},self.model.training
+            for name in _BATCH: setattr(self, name, None)
+            try:
+                with self.averaged(): yield
+            finally:
+                for name, value in kept.items(): setattr(self, name, value)
+                self.model.train(training)
 
     def validate_figures(self,
         dl=None, # What to measure on; `dls.valid` if None

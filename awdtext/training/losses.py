@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['activation_reg', 'mean_square', 'temporal_activation_reg', 'Loss', 'cross_entropy_loss', 'binary_cross_entropy_loss',
-           'mse_loss']
+           'mse_loss', 'loss_of']
 
 # %% ../../nbs/training/20_losses.ipynb #d74cf5a3
 from collections.abc import Callable, Sequence
@@ -69,9 +69,10 @@ class Loss:
         weigh:Callable|None=None, # Targets -> what the mean divides by; None: their number
         settings:dict|None=None,  # What it was made with, as plain values
         in_nats:bool=False,       # Whether it says how improbable the truth was, so that it has a scale
+        name:str|None=None,       # Under which `loss_of` makes it again from a file; None: a file cannot hold it
     ):
         self.func,self.activation,self.weigh,self.settings = func, activation, weigh, settings or {}
-        self.in_nats = in_nats
+        self.in_nats,self.name = in_nats,name
 
     def __call__(self,
         output:Tensor,          # Model's output, (bs, …)
@@ -91,7 +92,8 @@ def cross_entropy_loss(
     if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing}: use 0 or more, below 1.")
     weight = _numbers(weight)
     return Loss(partial(_cross_entropy, weight, label_smoothing), partial(torch.softmax, dim=-1),
-                partial(_sum_weights, weight), {'weight': _listed(weight), 'label_smoothing': label_smoothing}, True)
+                partial(_sum_weights, weight), {'weight': _listed(weight), 'label_smoothing': label_smoothing}, True,
+                'cross_entropy')
 
 
 def _numbers(weight): return None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
@@ -129,7 +131,7 @@ def binary_cross_entropy_loss(
     "Binary cross-entropy with a sigmoid for every class, for several labels per document."
     pos_weight = _numbers(pos_weight)
     return Loss(partial(_per_item, partial(_binary, pos_weight)), torch.sigmoid,
-                settings={'pos_weight': _listed(pos_weight)}, in_nats=True)
+                settings={'pos_weight': _listed(pos_weight)}, in_nats=True, name='binary_cross_entropy')
 
 
 def _binary(pos_weight, output, target, reduction):
@@ -139,7 +141,16 @@ def _binary(pos_weight, output, target, reduction):
 
 def mse_loss()->Loss: # For targets of numbers, (bs,) or (bs, n)
     "Mean squared error, for regression."
-    return Loss(partial(_per_item, F.mse_loss), _as_it_is)
+    return Loss(partial(_per_item, F.mse_loss), _as_it_is, name='mse')
 
 
 def _as_it_is(output): return output
+
+# %% ../../nbs/training/20_losses.ipynb #6b07d75d
+def loss_of(
+    name:str,      # `'cross_entropy'`, `'binary_cross_entropy'` or `'mse'`
+    settings:dict, # As the loss keeps them
+)->Loss:
+    "The loss that is called so."
+    return {'cross_entropy': cross_entropy_loss, 'binary_cross_entropy': binary_cross_entropy_loss,
+            'mse': mse_loss}[name](**settings)
