@@ -832,7 +832,7 @@ def test_a_probe_that_does_not_help_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(module, '_probe_helps', lambda content, way: False)
     learn = ulmfit(more, (reviews, labels), tmp_path, **probing)
     assert type(learn) is TextClassifierLearner and 'not taken: the mean has no lower loss' in learn.card
-    assert 'the mean of' not in learn.card and learn.options['layers'] == 'last'
+    assert '(the mean of' not in learn.card and learn.options['layers'] == 'last'
 
 
 @pytest.mark.parametrize(('y', 'how'), [
