@@ -113,7 +113,8 @@ def linear_by_hand(load, data, work, result):
 
 def test_classifier_is_told_draw_by_draw_beside_its_peer(data, tmp_path, run, load):
     pytest.importorskip('sklearn')
-    args = ['--data', data, *small_classifier, '--precision', 'fp32', '--results', tmp_path / 'r.jsonl', '--work', tmp_path / 'work']
+    args = ['--data', data, *small_classifier, '--precision', 'fp32', '--results', tmp_path / 'r.jsonl',
+            '--work', tmp_path / 'work']
     first = run('quality_classifier', *args)
     results = [json.loads(line) for line in (tmp_path / 'r.jsonl').read_text().splitlines()]
     assert [r['part'] for r in results] == ['language model', 'draw', 'draw']
