@@ -30,7 +30,7 @@ from _common import earlier, machine, needed, read_results, shard, spread, table
 results_file = Path(__file__).parent / 'results' / 'presets.jsonl'
 cells = {  # sizes, vocabulary, tokens
     'medium, 10,000 words': ([200, 600, 2], 10_000, 'words'),
-    'small, 10,000 words': ([150, 400, 2], 10_000, 'words'),
+    'smallest, 10,000 words': ([150, 400, 2], 10_000, 'words'),
     'large, 10,000 words': ([400, 1152, 3], 10_000, 'words'),
     'medium, 30,000 words': ([200, 600, 2], 30_000, 'words'),
     'medium, 8,000 subwords': ([200, 600, 2], 8_000, 'subwords'),
