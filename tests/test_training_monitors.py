@@ -327,27 +327,19 @@ class DiesIn(Callback):
         if learn.training and (learn.n_epoch, learn.epoch) == (self.n_epoch, self.epoch): raise SystemError('killed')
 
 
-@pytest.mark.parametrize('every', ['1000steps', '3steps', '1epoch'])
-def test_a_better_epoch_after_the_last_checkpoint_comes_again(tmp_path, every):
-    "The file is newer than the checkpoint, and the run goes on all the same."
+@pytest.mark.parametrize(('method', 'n_epoch', 'dies', 'every', 'with_opt'), [
+    ('fit', 4, 2, '1000steps', False), ('fit', 4, 2, '3steps', False), ('fit', 4, 2, '1epoch', False),
+    ('fine_tune', 3, 1, '5min', True)])
+def test_a_better_epoch_after_the_last_checkpoint_comes_again(tmp_path, method, n_epoch, dies, every, with_opt):
+    "The file is newer than the checkpoint, and the run, also one of two stages, goes on all the same."
     data = two_classes()
     def life(folder, *cbs):
         learn = plain_learner(data, path=tmp_path / folder)
-        learn.fit(4, .1, cbs=[SaveModel(), *cbs], checkpoint=tmp_path / folder / 'run', every=every)
+        getattr(learn, method)(n_epoch, .1, cbs=[SaveModel(with_opt=with_opt), *cbs],
+                               checkpoint=tmp_path / folder / 'run', every=every)
         return snapshot(learn.model)
     whole = life('whole')
-    with pytest.raises(SystemError): life('cut', DiesIn(4, 2))
-    assert_same(life('cut'), whole)
-
-
-def test_the_two_stages_of_fine_tune_go_on_with_the_best(tmp_path):
-    data = two_classes()
-    def life(folder, *cbs):
-        learn = plain_learner(data, path=tmp_path / folder)
-        learn.fine_tune(3, .1, cbs=[SaveModel(with_opt=True), *cbs], checkpoint=tmp_path / folder / 'run')
-        return snapshot(learn.model)
-    whole = life('whole')
-    with pytest.raises(SystemError): life('cut', DiesIn(3, 1))
+    with pytest.raises(SystemError): life('cut', DiesIn(n_epoch, dies))
     assert_same(life('cut'), whole)
 
 
