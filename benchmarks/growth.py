@@ -1,10 +1,11 @@
 """How time and memory grow: against vocabulary, hidden units, window, batch, corpus and length of documents.
 
 One thing at a time grows from a small model and batch (200/600/3, 8,000 words, 16 rows of 72). Each point has a process
-of its own, so that its peak memory is its own; the points are measured in turn. Beside the seconds stand the operations
-counted (matrix products; for texts their bytes) and what these products alone take here (`limits.py`). Where time has
-grown more than the operations, the last column says which of the two it was: products that are slower at these shapes,
-or the work beside them. fastai 2.8.12 is measured with us where its python is given.
+of its own, so that its peak memory is its own; the points are measured in turn, each after a sample that does not
+count (`speed.py` says why). Beside the seconds stand the operations counted (matrix products; for texts their bytes)
+and what these products alone take here (`limits.py`). Where time has grown more than the operations, the last column
+says which of the two it was: products that are slower at these shapes, or the work beside them. fastai 2.8.12 is
+measured with us where its python is given.
 
     python benchmarks/growth.py --data DIR                       # needs wikitext-2; half an hour
     python benchmarks/growth.py --data DIR --only vocab bs --fastai-python PYTHON
@@ -100,7 +101,8 @@ def run(args, axis):
     if args.quick: values = [.005, .01] if axis == 'corpus' else [4, 8] if axis in ('bs', 'bptt') else [100, 200]
     with tempfile.TemporaryDirectory() as folder:
         workers,counted = start(args, axis, values, folder)
-        try: kept,thrown = rounds(workers, args.rounds, args.quiet, args.patience)
+        try: kept,thrown = rounds(workers, args.rounds, args.quiet, args.patience,
+                                  seldom=[key for key in workers if key[0] == 'limit'], ahead=int(not args.quick))
         finally:
             for worker in workers.values(): worker.close()
     def of(who, f): return [median(map(f, kept[who, v])) for v in values if (who, v) in kept] or None
@@ -175,7 +177,7 @@ def parse(argv=None):
                    help='python of an environment with fastai 2.8.12; default: $AWDTEXT_FASTAI_PYTHON')
     p.add_argument('--only', nargs='*', default=list(axes), choices=list(axes), help='some of the things that grow')
     p.add_argument('--rounds', type=int, default=5)
-    p.add_argument('--windows', type=int, default=2, help='windows of a sample')
+    p.add_argument('--windows', type=int, default=3, help='windows of a sample')
     p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of each process')
     p.add_argument('--quiet', type=float, default=.1, help='cores that others may take during a sample')
     p.add_argument('--patience', type=int, default=20, help='disturbed samples of a point that are repeated')

@@ -3,7 +3,7 @@
 1. training: `small`, three epochs on the first 400,000 tokens of WikiText-2, in float32 and bfloat16, three seeds; the
    runs are those of `defaults_lm.py` (what `fit(n)` does), and those it has in its results are not repeated;
 2. evaluation: one trained language model, read in float32 and in bfloat16;
-3. classification: one trained classifier of reviews, asked in float32, bfloat16 and int8;
+3. classification: one trained classifier of reviews, asked in float32, bfloat16 and int8, and one by one;
 4. curves: the losses of 200 steps, dropout on, with the same seed: the kernel in float32 beside the plain loop and
    F.cross_entropy, and the loop beside itself with its first weights changed in the last digit, which shows how much
    float noise grows in so many steps; bfloat16 beside the spread of seeds in float32. A drawing shows them.
@@ -15,7 +15,6 @@
 Each finished run is a line of the results file: the command can be stopped, and goes on where it was.
 """
 import argparse
-import inspect
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,6 +30,7 @@ from awdtext.core import seed_all
 from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.lm.evaluate import evaluate_lm
 from awdtext.models.lstm import lstm_loop
+from awdtext.models.prediction import can_int8
 from awdtext.text_learner import language_model_learner, load_learner, text_classifier_learner
 from awdtext.training.callback import Callback, CancelFitException
 from awdtext.training.checkpoint import read_bundle
@@ -39,6 +39,9 @@ from awdtext.training.progress import ProgressCallback
 
 results_file = Path(__file__).parent / 'results' / 'quality_bf16.jsonl'
 candidate = 'Adam, constant 5e-3'  # what `fit(n)` does
+# how a classifier is asked -> precision, and whether each text alone
+ways = {'fp32': ('fp32', False), 'bf16': ('bf16', False), 'int8': ('int8', False), 'bf16, one by one': ('bf16', True),
+        'int8, one by one': ('int8', True)}
 variants = {'fp32': 'the kernel, float32', 'loop': 'the loop, float32', 'nudged': 'the loop, last digits changed',
             'bf16': 'the kernel, bfloat16'}
 
@@ -122,13 +125,11 @@ def train_classifier(args, file):
     learn.export(file.resolve())
 
 
-def asked(learn, dl, precision):
-    "Probabilities in a precision; None where this version, or the machine, has it not."
-    has_option = 'precision' in inspect.signature(learn.get_preds).parameters
-    is_there = has_option if precision == 'int8' else supported(precision, learn.device)
-    if not is_there: return None
-    if has_option: return learn.get_preds(dl=dl, precision=precision)[0]
-    return learn.compute_in(precision).get_preds(dl=dl)[0]
+def asked(learn, texts, precision, one_by_one):
+    "The classes that are told in a precision; None where the machine has it not."
+    if not (can_int8() if precision == 'int8' else supported(precision, learn.device)): return None
+    if one_by_one: return torch.tensor([int(learn.predict(text, precision=precision)[1]) for text in texts])
+    return learn.get_preds(dl=learn.dls.test_dl(texts), precision=precision)[0].argmax(1)
 
 
 def classification(args):
@@ -140,9 +141,8 @@ def classification(args):
     if args.fresh or not file.exists(): train_classifier(args, file)
     learn = load_learner(file, 'cpu')
     _,unseen = quality_classifier.labelled(args.data, 0, args.labels, args.held_out)
-    dl = learn.dls.test_dl(unseen['text'].tolist(), unseen['label'].tolist())
-    targets = learn.get_preds(dl=dl)[1]
-    said = {p: probs.argmax(1) for p in ('fp32', 'bf16', 'int8') if (probs := asked(learn, dl, p)) is not None}
+    targets,texts = learn.dls.labeler(unseen['label'].tolist()), unseen['text'].tolist()
+    said = {how: classes for how, way in ways.items() if (classes := asked(learn, texts, *way)) is not None}
     write_result(args.results, {**run, 'machine': machine(),
                                 'accuracy': {p: (s == targets).float().mean().item() for p, s in said.items()},
                                 'changed': {p: int((s != said['fp32']).sum()) for p, s in said.items()}})

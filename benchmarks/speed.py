@@ -9,13 +9,15 @@ alone, each at its own rate (`limits.py`), measured in the first and the last of
 stands beside its float32; the ratio of each of our columns is to fastai's float32. Figures in bfloat16 and int8 count
 only beside the quality that `quality_bf16.py` shows.
 
-    python benchmarks/speed.py --data DIR --fastai-python PYTHON      # wikitext-2 and imdb; two hours
+    python benchmarks/speed.py --data DIR --fastai-python PYTHON --encoder FILE  # wikitext-2 and imdb; two hours
     python benchmarks/speed.py --data DIR --fastai-python PYTHON --only wt2 ptb --rounds 7
     python benchmarks/speed.py --table                                # the table of what has been measured
 
 Training is `fit` with SGD at the defaults of either library (for classifiers Adam), windows of fixed length, dropout
 as published; texts and weights are the same in number and shape, which is checked. A sample has several steps, as what
-happens once in a call of `fit` is no part of a step. `--awd-lstm-lm DIR` adds the step
+happens once in a call of `fit` is no part of a step. How fast one text is read in bfloat16 and int8 depends on the
+weights: `predict` is measured with those of a trained encoder (that of the cell *large* of `presets.py`, which has its
+sizes), and left out without `--encoder`. `--awd-lstm-lm DIR` adds the step
 of salesforce/awd-lstm-lm, of which DIR is a checkout. Each finished row is a line of the results file.
 """
 import argparse
@@ -127,6 +129,7 @@ def text_row(args, name):
     "Texts as they are."
     s = {'sizes': clas_sizes, 'vocab': 33_278, 'times': 2 if args.quick else 10, 'n_words': 5 if args.quick else 200}
     if args.quick: s.update(sizes=[8, 12, 2], vocab=3000)
+    if name == 'predict' and args.encoder: s['encoder'] = str(args.encoder.resolve())
     texts,labels,tokens,words = documents(args.data, 20 if args.quick else 200, s['vocab'])
     i = min(range(len(tokens)), key=lambda i: abs(len(tokens[i]) - 250))
     prompt = ' '.join(texts[i].split()[:100])
@@ -266,7 +269,8 @@ def run(args, name):
     figures = {column: [figure(name, got) for got in samples] for column, samples in kept.items()}
     others = {column: [got['others'] for got in samples] for column, samples in kept.items()}
     amount = kept['awdtext fp32'][0]['amount']
-    return {'row': name, 'quick': args.quick, 'rounds': args.rounds, 'quiet': args.quiet, 'machine': machine(),
+    more = {'encoder': args.encoder.name} if name == 'predict' and args.encoder else {}
+    return {'row': name, **more, 'quick': args.quick, 'rounds': args.rounds, 'quiet': args.quiet, 'machine': machine(),
             'threads': args.threads, 'figures': figures, 'facts': facts,
             'thrown': thrown, 'others': others,
             'cpu_seconds': {column: [got['cpu_seconds'] for got in samples] for column, samples in kept.items()},
@@ -350,6 +354,7 @@ def parse(argv=None):
     p.add_argument('--fastai-python', default=os.environ.get('AWDTEXT_FASTAI_PYTHON'),
                    help='python of an environment with fastai 2.8.12; default: $AWDTEXT_FASTAI_PYTHON')
     p.add_argument('--awd-lstm-lm', type=Path, help='a checkout of salesforce/awd-lstm-lm')
+    p.add_argument('--encoder', type=Path, help='file of a trained encoder of 400/1152/3, for `predict`')
     p.add_argument('--only', nargs='*', default=list(rows), choices=list(rows), help='some of the rows')
     p.add_argument('--rounds', type=int, default=5)
     p.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
@@ -370,6 +375,9 @@ def main(argv=None):
         if not args.fastai_python: sys.exit('fastai is missing: give --fastai-python (see benchmarks/README.md).')
         torch.set_num_threads(args.threads)
         for name in args.only:
+            if name == 'predict' and not (args.encoder or args.quick):
+                say('predict is left out: give --encoder, a file of a trained encoder of 400/1152/3')
+                continue
             write_result(args.results, run(args, name))
             say(f'{name} is done')
     print(report([r for r in read_results(args.results) if r['row'] in args.only and r['quick'] == args.quick]))
