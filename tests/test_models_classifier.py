@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from awdtext.models.awd_lstm import AWD_LSTM, awd_lstm_clas_config
 from awdtext.models.classifier import (PoolingClassifier, SentenceEncoder, clas_split, get_text_classifier,
-                                       masked_concat_pool, pooled_positions)
+                                       masked_concat_pool, pooled_positions, windows)
 
 VOCAB_SZ = 20
 TINY = dict(emb_sz=4, n_hid=6, n_layers=2)
@@ -91,7 +91,7 @@ def test_what_is_not_pooled_runs_without_a_graph():
     enc,seen = AWD_LSTM(VOCAB_SZ, **TINY), []
     enc.register_forward_hook(lambda m, args, out: seen.append((out.raw.requires_grad, len(out.raw))))
     SentenceEncoder(enc, seq_len=4, max_len=6)(*batch(documents(20, 3)))
-    assert seen == [(True, 2), (False, 1), (False, 1), (True, 1), (True, 1)]
+    assert seen == [(True, 2), (False, 1), (False, 1), (True, 2)]      # the last two windows are read as one batch
     seen.clear()
     with torch.no_grad(): SentenceEncoder(enc, seq_len=4, max_len=6)(*batch(documents(20, 3)))
     assert not any(graph for graph, _ in seen)
@@ -102,14 +102,25 @@ def test_windows_that_learn_share_one_lookup():
     enc,seen = AWD_LSTM(VOCAB_SZ, **TINY), []
     enc.embedding.emb.register_forward_hook(lambda m, args, out: seen.append((out.requires_grad, out[..., 0].numel())))
     SentenceEncoder(enc, seq_len=4, max_len=6)(*batch(documents(20, 3)))
-    assert seen == [(True, 2*4 + 4 + 4), (False, 4), (False, 4)]
+    assert seen == [(True, 2*4), (False, 4), (False, 4), (True, 4 + 4)]
+    seen.clear()
+    SentenceEncoder(enc, seq_len=4)(*batch(documents(20, 3)))
+    assert seen == [(True, 2*4 + 4*4)]
 
 
 def test_only_rows_that_go_on_are_computed():
     enc,rows = AWD_LSTM(VOCAB_SZ, **TINY), []
     enc.register_forward_hook(lambda m, args, out: rows.append(tuple(out.raw.shape[:2])))
-    SentenceEncoder(enc, seq_len=4)(*batch(documents(10, 8, 5, 4), width=50))
-    assert rows == [(4, 4), (3, 4), (1, 2)]
+    SentenceEncoder(enc, seq_len=4)(*batch(documents(11, 8, 5, 4), width=50))
+    assert rows == [(4 + 3 + 1, 4)]
+
+
+@pytest.mark.parametrize('n,length', [(1, 1), (4, 4), (5, 3), (6, 3), (9, 3), (72, 4), (73, 4)])
+def test_windows_are_of_one_length_that_wastes_no_step(n, length):
+    "None is left over with a step or two, through which hardly a gradient would reach."
+    found = windows([n], seq_len=4)
+    assert [stop - start for start, stop, _ in found][:-1] == [length] * (len(found) - 1)
+    assert 0 <= length * len(found) - n < len(found) == -(-n // 4)
 
 
 def test_the_gradient_stops_at_windows():
@@ -117,7 +128,51 @@ def test_the_gradient_stops_at_windows():
     doc = torch.tensor([5, 6, 7, 8, 9, 10])
     clas(*batch([doc])).logits.sum().backward()
     touched = clas.encoder.embedding.weight.grad.abs().sum(1) > 0
-    assert touched.nonzero()[:, 0].tolist() == [9, 10]
+    assert touched.nonzero()[:, 0].tolist() == [8, 9, 10]              # two windows of three
+
+
+def one_window_after_another(clas, ids, lengths, seq_len):
+    "The mean of each document's outputs, by plain calls for windows of the same length."
+    enc,totals = clas.encoder, 0
+    n_windows = -(-int(lengths.max()) // seq_len)
+    length,state = -(-int(lengths.max()) // n_windows), None
+    for start in range(0, int(lengths.max()), length):
+        out,state = enc(ids[:, start:start + length], state)
+        state = tuple(tuple(s.detach() for s in layer) for layer in state)
+        reads = torch.arange(start, start + out.shape[1]) < lengths[:, None]
+        totals = totals + (out * reads[..., None]).sum(1)
+    return totals / lengths[:, None]
+
+
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'QRNN', 'GRU'])
+@pytest.mark.parametrize('lengths', [(31, 30, 17, 9, 8, 2), (12, 12, 12), (5,), (40, 3)])
+def test_windows_read_as_one_batch_have_the_gradients_of_windows_read_in_turn(arch, lengths):
+    clas = get_text_classifier(VOCAB_SZ, 2, dict(TINY, arch=arch), drop_mult=0., seq_len=8, max_len=None).double()
+    ids,n = batch(documents(*lengths))
+    out,mask = clas.sentences(ids, n)
+    ours,slow = out.sum(1) / mask.sum(1, keepdim=True), one_window_after_another(clas, ids, n, 8)
+    assert_close(ours, slow)
+    params = [p for p in clas.encoder.parameters() if p.requires_grad]
+    found,expected = (torch.autograd.grad(pooled.sin().sum(), params) for pooled in (ours, slow))
+    assert_close(found, expected)
+    assert all(g.abs().sum() > 0 for g in found)
+
+
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'QRNN', 'GRU'])
+def test_weights_and_words_are_dropped_once_for_a_batch_of_documents(arch):
+    "And features for each window: with one word and weights that forget, windows differ by their features alone."
+    config = dict(TINY, arch=arch, embed_p=.5)
+    clas,ids = get_text_classifier(VOCAB_SZ, 2, config, drop_mult=1., seq_len=4), torch.full((2, 12), 7)
+    drawn = []
+    def note(module, args, out): drawn.append(out)
+    clas.encoder.embedding.register_forward_hook(note)
+    clas.train().sentences(ids, torch.tensor([12, 12]))
+    words, = drawn
+    assert words.shape == (4, 6, TINY['emb_sz']) and (words == words[0, 0]).all()
+    for rnn in clas.encoder.rnns: rnn.register_forward_hook(note)
+    drawn.clear()
+    clas.sentences(ids, torch.tensor([12, 12]))
+    assert len(drawn) == 1 + len(clas.encoder.rnns)
 
 
 def test_training_works_with_every_dropout():

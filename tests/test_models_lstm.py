@@ -10,7 +10,7 @@ from awdtext.models.awd_lstm import AWD_LSTM
 from awdtext.models.gru import WeightDropGRU
 from awdtext.models.language_model import get_language_model
 from awdtext.models.lstm import (
-    WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, repeated_product, sweep_saves)
+    WeightDropLSTM, in_one_buffer, lstm_kernel, lstm_loop, lstm_sweep, lstm_windows, repeated_product, sweep_saves)
 from awdtext.models.qrnn import WeightDropQRNN
 
 bf16 = {'device_type': 'cpu', 'dtype': torch.bfloat16}
@@ -34,6 +34,47 @@ def test_in_float64_it_is_the_loop_with_all_gradients(sizes):
     sweep,loop = lstm_sweep(*args), lstm_loop(*args)
     assert_close(sweep, loop)
     assert_close(torch.autograd.grad(value(*sweep), args), torch.autograd.grad(value(*loop), args))
+
+
+def in_turn(x, h, c, W, U, b, rows):
+    "The loop, window after window, each from a copy of the state without its history."
+    outs = []
+    for i, part in enumerate(x.split(rows)):
+        if i: h,c = (s[:len(part)].detach() for s in (h, c))
+        out,(h, c) = lstm_loop(part, h, c, W, U, b)
+        outs.append(out)
+    return torch.cat(outs), (h, c)
+
+
+@pytest.mark.parametrize('rows', [[3], [4, 4, 4], [5, 2, 2, 1], [1] * 7])
+def test_windows_below_each_other_have_the_gradients_of_windows_in_turn(rows):
+    x,h,c,*weights = inputs(bs=sum(rows))
+    args = x, *(s.detach()[:rows[0]].requires_grad_() for s in (h, c)), *weights
+    def value(out, state): return out.sin().sum() + (state[0] * state[1]).sum()
+    sweep,slow = lstm_sweep(*args, rows), in_turn(*args, rows)
+    assert_close(sweep, slow)
+    assert_close(torch.autograd.grad(value(*sweep), args), torch.autograd.grad(value(*slow), args))
+
+
+@pytest.mark.parametrize('grad', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_windows_are_the_same_however_they_are_read(grad, dtype, monkeypatch):
+    "Together on a CPU that learns, else one after another; in float32 and in bfloat16."
+    rows = [3, 2, 2]
+    x,h,c,W,U,b = inputs(bs=7, dtype=torch.float32, grad=grad)
+    h,c = h.detach()[:3], c.detach()[:3]
+    swept = []
+    def sweep(*args):
+        swept.append(args[-1])
+        return lstm_sweep(*args)
+    monkeypatch.setattr('awdtext.models.lstm.lstm_sweep', sweep)
+    monkeypatch.setattr('awdtext.models.lstm.sweep_saves', lambda *args: grad and dtype == torch.float32)
+    with torch.autocast('cpu', dtype, enabled=dtype == torch.bfloat16):
+        out,state = lstm_windows(x, h, c, rows, W, U, b, torch.zeros_like(b))
+    assert (rows in swept) == grad
+    exact,state_exact = in_turn(x, h, c, W, U, b, rows)
+    tol = 1e-5 if dtype == torch.float32 else .02
+    for ours, theirs in zip((out, *state), (exact, *state_exact)): assert_close(ours.float(), theirs, rtol=0, atol=tol)
 
 
 @pytest.mark.parametrize('unused', range(3))

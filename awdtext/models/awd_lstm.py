@@ -210,39 +210,41 @@ class AWD_LSTM(nn.Module):
         ids:Tensor,       # Token ids, (bs, seq_len)
         state:tuple=None, # What the last window left; zeros if None
         starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
-        found:Tensor=None,  # Embeddings of `ids`, (seq_len, bs, emb_sz), where they are looked up already
+        rows:list[int]=None, # `ids` are so many rows of one window, then of the next, ...; of one window if None
     )->EncoderOutput:     # Output of the last layer, and the new state
-        "Read the window `ids` from `state`."
-        return self.run_layers(self.embed(ids, found), state, starts)
+        "Read the window `ids` from `state`, or one window after another."
+        return self.run_layers(self.embed(ids), state, starts, rows)
 
     def embed(self,
-        ids:Tensor,         # Token ids, (bs, seq_len)
-        found:Tensor=None,  # Their embeddings, (seq_len, bs, emb_sz), where they are looked up already
-    )->Tensor:              # (bs, seq_len, emb_sz); memory is time first
+        ids:Tensor, # Token ids, (bs, seq_len)
+    )->Tensor:      # (bs, seq_len, emb_sz); memory is time first
         "What the first layer is given: embeddings, after their dropout."
-        return self.input_dp(self.embedding(ids.t(), found).transpose(0, 1))
+        return self.input_dp(self.embedding(ids.t()).transpose(0, 1))
 
     def run_layers(self,
         x:Tensor,         # Embedded tokens, (bs, seq_len, emb_sz)
         state:tuple=None, # What the last window left; zeros if None
         starts:Tensor=None, # Where documents begin, bool, (bs, seq_len): there the state is zero
+        rows:list[int]=None, # Rows of each window, as for `forward`
     )->EncoderOutput:     # Output of the last layer, and the new state
         "The recurrent layers, with dropout between them."
         new_state = []
-        for layer in self.each_layer(x, state, starts): new_state.append(layer[1])
+        for layer in self.each_layer(x, state, starts, rows): new_state.append(layer[1])
         return EncoderOutput(layer[0], tuple(new_state))
 
     def each_layer(self,
         x:Tensor,         # As for `run_layers`
         state:tuple=None, # Of all layers
         starts:Tensor=None, # Where documents begin
+        rows:list[int]=None, # Rows of each window
     )->Iterator[tuple]:   # A layer's output, (bs, seq_len, n), before the dropout that follows, and its new state
         "The recurrent layers one by one."
-        check_state(state, len(self.rnns), len(x))
+        check_state(state, len(self.rnns), rows[0] if rows else len(x))
+        more = {'rows': rows} if rows else {}                          # a layer for predictions has no more than one
         for i, rnn in enumerate(self.rnns):
             if i > 0: x = self.hidden_dps[i - 1](x)
             last = state and state[i]
-            with torch.set_grad_enabled(needs_grad(rnn, x, *(last or ()))): x,new = rnn(x, last, starts)
+            with torch.set_grad_enabled(needs_grad(rnn, x, *(last or ()))): x,new = rnn(x, last, starts, **more)
             yield x, new
 
 # %% ../../nbs/models/12_awd_lstm.ipynb #4b2e2e82

@@ -92,11 +92,10 @@ class EmbeddingDropout(nn.Module):
         return self.emb.weight
 
     def forward(self,
-        ids:Tensor,         # Token ids, of any shape
-        found:Tensor=None,  # `emb(ids)`, where that is known already
-    )->Tensor:              # Embedded tokens, (*ids.shape, emb_sz)
+        ids:Tensor, # Token ids, of any shape
+    )->Tensor:      # Embedded tokens, (*ids.shape, emb_sz)
         "Look `ids` up, with some word types zeroed in training."
-        found = self.emb(ids) if found is None else found
+        found = self.emb(ids)
         if not self.training or self.embed_p == 0: return found
         mask = dropout_mask(self.weight, self.weight.shape[:1], self.embed_p)
         return found * mask[ids].unsqueeze(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
-from .lstm import WeightDropRNN, check_sizes, pieces, torchs_kernel
+from .lstm import WeightDropRNN, check_sizes, pieces, torchs_kernel, windows_in_turn
 
 # %% ../../nbs/models/15_gru.ipynb #868be3ff
 def gru_loop(
@@ -39,13 +39,17 @@ class WeightDropGRU(WeightDropRNN):
         x:Tensor,         # (bs, seq_len, n_in); fastest if `x.transpose(0, 1)` is contiguous
         state:tuple=None, # `(h,)`, (bs, n_hid); zeros if None
         starts:Tensor=None, # Where the state is set to zero first, bool, (bs, seq_len); nowhere if None
+        rows:list[int]=None, # `x` is so many rows of one window, then of the next, ...; of one window if None
     )->tuple:             # (bs, seq_len, n_hid), and the new `(h,)`
-        "Run over the window `x` from `state`."
-        (h,),weights = state or (x.new_zeros(len(x), self.n_hid),), self.weights()
-        if starts is None:
-            out,h = gru_kernel(x, h, *weights)
+        "Run over the window `x` from `state`, or over one window after another."
+        weights,outs = self.weights(), []
+        def read(x, state):
+            out,h = gru_kernel(x, *state, *weights)
             return out, (h,)
-        outs = []
+        state = state or (x.new_zeros(rows[0] if rows else len(x), self.n_hid),)
+        if rows: return windows_in_turn(read, x, state, rows)
+        if starts is None: return read(x, state)
+        h, = state
         for start, end in pieces(starts):
             out,h = gru_kernel(x[:, start:end], h.masked_fill(starts[:, start, None], 0.), *weights)
             outs.append(out)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data.stream import positive_int
 from .awd_lstm import AWD_LSTM, AWDLSTMConfig
 from .dropout import check_p, drop_weights
+from .lstm import windows_in_turn
 
 # %% ../../nbs/models/14_qrnn.ipynb #e57e102d
 def qrnn_loop(
@@ -98,14 +99,19 @@ class WeightDropQRNN(nn.Module):
         x:Tensor,         # (bs, seq_len, n_in); fastest if `x.transpose(0, 1)` is contiguous
         state:tuple=None, # `(c,)` or, with a window of 2, `(c, last input)`; zeros if None
         starts:Tensor=None, # Where the state is set to zero first, bool, (bs, seq_len); nowhere if None
+        rows:list[int]=None, # `x` is so many rows of one window, then of the next, ...; of one window if None
     )->tuple:             # (bs, seq_len, n_hid), and the new state
-        "Run over the window `x` from `state`."
+        "Run over the window `x` from `state`, or over one window after another."
+        W = drop_weights(self.weight, self.weight_p) if self.training and self.weight_p > 0 else self.weight
+        if rows: return windows_in_turn(lambda x, state: self._window(x, state, W), x, state, rows)
+        return self._window(x, state, W, starts)
+
+    def _window(self, x, state, W, starts=None):
         x = x.transpose(0, 1)  # (seq_len, bs, n_in)
         if state is None: state = (x.new_zeros(x.shape[1], n) for n in (self.n_hid, self.n_in)[:self.window])
         c,*last = state
         def fresh(o): return o if starts is None else o.masked_fill(starts.t()[..., None], 0.)
         seen = torch.cat([x, fresh(torch.cat([last[0][None], x[:-1]]))], 2) if last else x
-        W = drop_weights(self.weight, self.weight_p) if self.training and self.weight_p > 0 else self.weight
         gates = F.linear(seen, W, self.bias)
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))  # in bfloat16 a cell would forget to add
         z,f,o = gates.chunk(3, dim=2)                                      # each (seq_len, bs, n_hid)
