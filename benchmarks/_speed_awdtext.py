@@ -137,7 +137,7 @@ def predict(settings):
     dls = TextDataLoaders.from_texts(s['texts'], s['labels'], text_vocab=Vocab(s['words']), seed=0, n_workers=1,
                                      device='cpu')
     learn = tell(text_classifier_learner(dls, config=sizes(s)), s['precision'])
-    if 'encoder' in s: learn.load_encoder(s['encoder'])
+    if 'encoder' in s: learn.load_encoder(s['encoder']).unfreeze()  # it freezes
     how = precise(learn.predict, s['precision'])
     def sample(i):
         for _ in range(s['times']): learn.predict(s['text'], **how)

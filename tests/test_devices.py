@@ -1,4 +1,5 @@
 "A day's work on a CPU and, where there is one, on a GPU: what trains, stops, goes on, predicts and writes."
+import copy
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from awdtext.data.dataloaders import TextDataLoaders
 from awdtext.lm import dynamic_eval
 from awdtext.lm.dynamic_eval import dynamic_evaluate, gradient_statistics
 from awdtext.lm.evaluate import evaluate_lm
+from awdtext.models.classifier import get_text_classifier
 from awdtext.text_learner import text_classifier_learner
 from awdtext.training.callback import Callback
 from awdtext.training.metrics import RunningMean, accuracy, mse, stacked
@@ -121,6 +123,21 @@ def test_years_are_learned_in_bfloat16(device):
     loss,metric = learn.validate()
     assert metric == pytest.approx(loss, rel=1e-4)
     assert (preds - y.view_as(preds)).square().mean().item() == pytest.approx(loss, rel=.01)
+
+
+@devices
+@pytest.mark.parametrize('arch', ['AWD_LSTM', 'QRNN', 'GRU'])
+def test_the_windows_of_documents_have_the_gradients_of_one_layer_after_another(device, arch):
+    "Without dropout, in float64 on a CPU and in float32 on the device."
+    torch.manual_seed(0)
+    exact = get_text_classifier(20, 2, {**tiny_size, 'arch': arch}, drop_mult=0., seq_len=6).double()
+    clas,ids,lengths = copy.deepcopy(exact).float().to(device), torch.randint(2, 20, (3, 20)), torch.tensor([20, 13, 5])
+    found = []
+    for model, on in ((exact, 'cpu'), (clas, device)):
+        out,_ = model.sentences(ids.to(on), lengths.to(on))
+        out.sin().sum().backward()
+        found.append([p.grad.double().cpu() for p in model.encoder.parameters()])
+    for a, b in zip(*found): assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @devices

@@ -339,10 +339,11 @@ def lstm_windows(
     b_hh:Tensor,    # Second bias, (4*n_hid,)
 )->tuple:           # (sum of `rows`, seq_len, n_hid), and the state after the last window
     "`lstm_kernel` over windows that follow each other, with no gradient from one to the one before."
-    if x.device.type == 'cpu' and is_for_gradients(x, W, U):
-        check_sizes(x[:rows[0]], W, U, h, c)
-        if compute_dtype(x) == torch.bfloat16 or sweep_saves(x, W, U):
-            return lstm_sweep(x, h, c, W, U, b_ih + b_hh, rows)
+    check_sizes(x[:rows[0]], W, U, h, c)
+    dtype = compute_dtype(x)
+    if not is_for_gradients(x, W, U): W,U = W.to(dtype), U.to(dtype)  # once for all windows
+    elif x.device.type == 'cpu' and (dtype == torch.bfloat16 or sweep_saves(x[:rows[0]], W, U)):
+        return lstm_sweep(x, h, c, W, U, b_ih + b_hh, rows)
     return windows_in_turn(lambda part, state: lstm_kernel(part, *state, W, U, b_ih, b_hh), x, (h, c), rows)
 
 
