@@ -153,7 +153,7 @@ def report(results):
 def draw(results, file):
     "Seconds and MiB against each thing that grows, on logarithmic axes."
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
     latest = {r['axis']: r for r in results}
     found = [latest[axis] for axis in axes if axis in latest]
     fig = Figure(figsize=(3.4 * len(found), 6), layout='constrained')
@@ -168,8 +168,9 @@ def draw(results, file):
         top.set(title=axes[r['axis']][0], xscale='log', yscale='log', ylabel='seconds')
         below.set(xscale='log', ylabel='peak MiB', ylim=(0, None))
         for ax in (top, below): ax.set_xticks(r['values'], [f'{v:g}' for v in r['values']], rotation=30)
-        for axis in (top.xaxis, below.xaxis): axis.set_minor_locator(NullLocator())
-        for format_ticks in (top.yaxis.set_major_formatter, top.yaxis.set_minor_formatter): format_ticks('{x:g}')
+        for axis in (top.xaxis, below.xaxis, top.yaxis): axis.set_minor_locator(NullLocator())
+        top.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        top.yaxis.set_major_formatter('{x:g}')
     named = {label: line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(named.values(), named.keys(), loc='outside lower center', ncols=len(named))
     fig.savefig(file)
