@@ -229,7 +229,7 @@ class _Sweep(torch.autograd.Function):
                                                                   (hs, 1), (cs, 1))))
         weight = W if ctx.needs_input_grad[0] else None
         dx,dh,dc,*sums = zip(*(_steps_back(times_U_T, weight, *part) for part in parts))
-        dx = dx[0] if weight is None else torch.cat(dx, 1)
+        dx = dx[0] if weight is None or n_parts == 1 else torch.cat(dx, 1)
         return dx, torch.cat(dh)[:first], torch.cat(dc)[:first], *(reduce(Tensor.add_, o) for o in sums), None
 
 # %% ../../nbs/models/11_lstm.ipynb #497957f5
